@@ -27,7 +27,7 @@ VARIANT ?=## of the image: cuda, compat (cuda for older drivers too) or cpu; wit
 MOUNTS  ?=## directories outside the repository that a profile names, for containers
 COMPRESSION ?=## of the layers that `make push` sends: gzip (the default), or zstd where the engine can
 PYTHON  = .venv/bin/python## an interpreter that has everything, in place of .venv
-ARGS    =## more arguments for pytest, a benchmark or a vast- target, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
+ARGS    =## more arguments for the command of a target: pytest, a benchmark, report, vast-up, such as ARGS="-k mask -x" or ARGS="--max-cost 12 --yes"
 OLDEST  =## 1: test-zoo and docs-models with the oldest transformers that is supported, in place of the newest
 FUZZ    =## inputs of each kind that `make fuzz` tries; without it 10000
 BASE    =## a commit that `make bench-stages` compares with
@@ -77,7 +77,8 @@ endif
 # Compose and the scripts under container/ read .env too. The command line wins over the environment, and that over .env.
 setting = $(or $($(1)),$(shell . container/dotenv.sh && dotenv "$${ENV_FILE:-.env}" && printf '%s' "$${$(1):-}")$(readable))
 readable = $(if $(filter-out 0,$(.SHELLSTATUS)),$(error .env cannot be read, see above))
-PROFILE := $(or $(call setting,PROFILE),embedded)
+asked := $(call setting,PROFILE)
+PROFILE := $(or $(asked),embedded)
 RUNS := $(call setting,RUNS)
 
 # With PYTHON given, auto is native. A runner has a command that comes before `run STAGE`, and a prerequisite. make asks for the
@@ -91,7 +92,7 @@ native_app = $(PYTHON) -m app
 docker_ready = container/image.sh ready
 native_ready = $(if $(VENV),$(MAKE) --silent $(VENV))
 docker_says = running in a container; RUNNER=native runs in .venv
-native_says = $(if $(VENV),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker insists
+native_says = $(if $(VENV),no container engine answers: running in .venv,running with $(PYTHON)); RUNNER=docker runs in a container
 # $(call app,RUNNER), $(call ready,RUNNER)
 app = $($(1)_app)
 ready = $($(1)_ready)
@@ -126,10 +127,14 @@ $(STAGES):
 	@$(call ready,$(call runner,$(engine)))
 	@$(call app,$(call runner,$(engine))) run $@ $(call stage_words,$(call runner,$(engine)))
 
+# Beside a campaign they would be passed over without a word.
+OF_CAMPAIGN := PROFILE LIMIT SEED SUITE ORDER RECIPE SET FORCE
+named_campaign = '$(1)'$(foreach one,$(OF_CAMPAIGN),$(if $(filter command,$(origin $(one))),$(error $(one): \
+  a campaign has its own; change it in a copy of the campaign file, and name that: CAMPAIGN=mine.yaml)))
 .PHONY: campaign
 campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; DRY_RUN=1 for hours and dollars
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) campaign '$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)' $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
+	@$(call app,$(call runner,native)) campaign $(call named_campaign,$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)) $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
 
 .PHONY: serve publish
 publish: $(VENV) ## Send a finished run to the hub: make publish RUN=stage3b TO=me/name; docs/publish.md
@@ -155,9 +160,11 @@ track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Track
 	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
 	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
 	esac
+# Without PROFILE: that of the newest run.
+of_profile = $(if $(asked),--profile '$(asked)')
 report: ## Print the results; write runs/report.md and runs/report.html
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(if $(COMPARE),--compare $(COMPARE))
+	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(of_profile) $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
 runs: ## List runs with their state and result
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) runs $(call runs_dir,$(call runner,native))
@@ -168,7 +175,7 @@ results: ## Rebuild the tables and plots of docs/results; make results CAMPAIGN=
 
 power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))
-	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native))
+	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native)) $(of_profile) $(ARGS)
 
 status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
 	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
@@ -179,25 +186,25 @@ needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
 .PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
 vast-up: $(VENV) ## Rent a machine and run a stage on it, or a campaign: make vast-up STAGE=stage5b IMAGE=registry/name:tag
-	@$(call vast,up) $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
+	@$(call vast,up) $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(ARGS)
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(if $(call on,FORCE),--force) $(ARGS)
 vast-status: $(VENV) ## Rented runs, from the files kept here
 	@$(call vast,status) $(ARGS)
 vast-down: $(VENV) ## End a rented run, and destroy its machine: make vast-down RUN=stage5b-20261123-101500-3f9a
 	@$(call vast,down) $(RUN) $(ARGS)
 vast-reap: $(VENV) ## Destroy our machines that no supervisor looks after; for cron
 	@$(call vast,reap) $(ARGS)
-vast-drill: $(VENV) ## Try the live market for a few cents, at most $$2, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
+vast-drill: $(VENV) ## Try the live market for a few cents, at most 2 dollars, and compare it with what we assume: make vast-drill IMAGE=registry/name:tag
 	@$(call vast,drill) --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(ARGS)
 vast-contract: $(DEV) ## Compare the live market with what our client assumes: reads only, and needs a key
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
 .PHONY: submit
 submit: $(VENV) ## A stage or a CAMPAIGN as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
-	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),'$(CAMPAIGN)','$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
+	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
-	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS)$(SEED),--seeds $(or $(SEEDS),$(SEED))) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
 	  $(if $(SHARED),--shared '$(SHARED)') $(if $(call on,DRY_RUN),--dry-run) $(call sets,$(named) $(SET)) $(ARGS)
 
 .PHONY: image push image-size sbom audit
@@ -269,7 +276,7 @@ lock: ## Resolve pyproject.toml and pin the versions in requirements/*.lock
 clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
-FIRST := demo stage1 report runs submit vast-up image test check setup
+FIRST := demo stage1 doctor campaign status report submit vast-up test setup
 help: ## The targets to begin with
 	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
 	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\

@@ -60,10 +60,11 @@ for found in (value for module in MODULES for value in vars(module).values() if 
     cli.add_command(found)
 
 
-def _one_line(error: click.ClickException) -> str:
+def _one_line(error: click.ClickException, words: list[str]) -> str:
     """click's message in the form of ours: where, fact, remedy."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    command = context.command_path if context is not None else PROGRAM
+    named = [word for word in words[:1] if word in cli.commands]  # click's parser names no command
+    command = context.command_path if context is not None else " ".join([PROGRAM, *named])
     return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
 
 
@@ -82,7 +83,7 @@ def main() -> int:
         if len(sys.argv) == 1:
             error.show()  # no command: click's message is the help
         else:
-            click.echo(f"error: {_one_line(error)}", err=True)
+            click.echo(f"error: {_one_line(error, sys.argv[1:])}", err=True)
         return error.exit_code
     except click.exceptions.Abort:  # click's form of KeyboardInterrupt
         click.echo("error: interrupted", err=True)

@@ -175,6 +175,13 @@ def test_every_stage_is_a_make_target_and_in_the_help() -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("group", [cli, vast_cli])
+def test_each_command_is_a_whole_sentence_in_the_list(group: click.Group) -> None:
+    """click cuts what does not fit a line of 80 columns."""
+    listed = group.make_context("python -m app", [], resilient_parsing=True, terminal_width=80, max_content_width=80)
+    assert "..." not in group.get_help(listed).partition("Commands:")[2]
+
+
 def test_the_command_line_page_is_the_help_of_the_commands() -> None:
     assert generate_cli.TARGET.read_text(encoding="utf-8") == generate_cli.text(), "run: make docs"
 
@@ -229,7 +236,7 @@ def test_every_source_file_is_in_the_tree() -> None:
 HIDDEN_STATE = re.compile(
     r"ContextVar\(|\.__class__ = |\.forward = |_compiled_call_impl = |_attn_implementation = |Interface\.register\("
     r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_dynamo\.config\.\w+ = |use_duck_shape = |backends\.\w+\.enable_"
-    r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache"
+    r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache|= lru_cache\("
     r"|fewshot_context = |_causal_layer = |\bobserving\(|^_?[A-Z]+: dict\[.* = \{\}"
     r"|signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",
     re.MULTILINE,
@@ -262,6 +269,7 @@ def test_every_name_on_the_page_of_the_design_is_in_a_file_that_it_links() -> No
 
 def test_hidden_state_would_be_found() -> None:
     assert hidden_state("a = ContextVar('a')\nlayer.forward = f\n@cache\nsignal.signal(2, f)\n_A: dict[str, int] = {}")
+    assert hidden_state("kept = lru_cache(maxsize=2)(f)")
     assert hidden_state("forward = f\nGenerator().manual_seed(0)\nos.environ.get('A')\n") == []
 
 

@@ -66,6 +66,27 @@ def test_a_campaign_and_a_submission_can_be_tried() -> None:
     assert " --dry-run" in make("-n", "PYTHON=python3", "submit", "STAGE=stage1", "ON=slurm", "DRY_RUN=1")
 
 
+@pytest.mark.parametrize("target", ["campaign", "vast-up", "submit"])
+@pytest.mark.parametrize("setting", ["PROFILE=ci", "LIMIT=5", "SEED=1", "SET=seed=1", "FORCE=1"])
+def test_what_a_campaign_has_itself_is_not_passed_over(target: str, setting: str) -> None:
+    words = ("-n", "PYTHON=python3", target, "CAMPAIGN=lookup", "ON=slurm", "IMAGE=i:1")
+    name = setting.partition("=")[0]
+    assert f"{name}: a campaign has its own; change it in a copy of the campaign file" in make(*words, setting, code=2)
+    assert " 'lookup' " in make(*words, PROFILE="ci")  # of the environment: for stages
+
+
+def test_a_rented_and_a_submitted_stage_take_their_settings() -> None:
+    words = ("-n", "PYTHON=python3", "STAGE=stage1", "ON=slurm", "IMAGE=i:1")
+    assert " --force" in make(*words, "vast-up", "FORCE=1")
+    assert " --seeds 3 " in make(*words, "submit", "SEED=3")
+
+
+@pytest.mark.parametrize("target", ["report", "power"])
+def test_the_page_and_the_power_are_of_the_profile_that_is_named_else_of_the_newest_run(target: str) -> None:
+    words = ("-n", "PYTHON=python3", "RUNNER=native", target)
+    assert "--profile 'ci'" in make(*words, "PROFILE=ci") and "--profile" not in make(*words)
+
+
 def test_serve_and_publish_take_their_settings() -> None:
     found = make(
         "-n", "PYTHON=python3", "serve", "publish", "RUN=stage3b", "MASK=causal", "TO=me/name", "PRIVATE=1", "FORCE=0"
@@ -156,7 +177,7 @@ def test_without_an_engine_no_build_is_announced(tree: Tree) -> None:
 
 def test_an_interpreter_that_is_given_is_what_runs_the_stage(tree: Tree) -> None:
     output = tree.make("stage1", "PROFILE=nosuch", f"PYTHON={sys.executable}")
-    assert f"running with {sys.executable}; RUNNER=docker insists" in output and "unknown profile" in output
+    assert f"running with {sys.executable}; RUNNER=docker runs in a container" in output and "unknown profile" in output
     assert not (tree.bin / "asked").exists()
 
 

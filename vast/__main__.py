@@ -46,10 +46,11 @@ for command in (offers, up, attach, status, logs, down, pull, reap, doctor, dril
 cli.add_command(simulate, "simulate")
 
 
-def _one_line(error: click.ClickException) -> str:
+def _one_line(error: click.ClickException, words: list[str]) -> str:
     """click's message in our form: path, fact, remedy."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    command = context.command_path if context is not None else PROGRAM
+    named = [word for word in words[:1] if word in cli.commands]  # click's parser names no command
+    command = context.command_path if context is not None else " ".join([PROGRAM, *named])
     return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
 
 
@@ -58,10 +59,11 @@ def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> in
     try:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=wiring)
     except click.ClickException as error:
-        if not (sys.argv[1:] if arguments is None else arguments):
+        words = sys.argv[1:] if arguments is None else arguments
+        if not words:
             error.show()  # no command: click's message is the help
         else:
-            click.echo(f"error: {_one_line(error)}", err=True)
+            click.echo(f"error: {_one_line(error, words)}", err=True)
         return error.exit_code
     except click.exceptions.Abort:
         click.echo("error: interrupted", err=True)

@@ -103,7 +103,7 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pair
 def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: str | None, prompts: Path | None,
              chats: Path | None, max_new_tokens: int, chat: bool, stream: bool | None, cache: Cache,
              runs_dir: Path) -> None:  # fmt: skip
-    """Answer prompts greedily: prefill under a mask, then ordinary cached decoding."""
+    """Answer prompts that are read under a mask. Greedy: prefill under the mask, then ordinary cached decoding."""
     resolve("stage1", profile)
     if chats is not None:
         if prompt is not None or prompts is not None or stream is not None or cache != "dynamic":
@@ -164,7 +164,7 @@ def _answer_chats(
 @layers_option
 @runs_option
 def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str, runs_dir: Path) -> None:
-    """Check the laws of each mask on the loaded model, per layer type. Exit 2 if one does not hold.
+    """Check the laws of each mask on the loaded model. Each layer type by itself; exit 2 if one does not hold.
 
     Every run checks those of its own masks at its start; the laws are in docs/mask.md.
     """

@@ -34,12 +34,14 @@ _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column(
               help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
-@click.option("--share", "part", metavar="I/N", help="Run only share I of N, counted from 0 (0/2 and 1/2 are all runs): one "
-              "worker's, or an element's of a Slurm array.")  # fmt: skip
+@click.option("--share", "part", metavar="I/N", help="Only one of N shares, such as an element of a Slurm array. I counts from "
+              "0: the halves are 0/2 and 1/2.")  # fmt: skip
 @click.option("--worker", is_flag=True, hidden=True)  # started by --workers: ends with the process that deals
 def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: float | None, workers: int, part: str | None,
              worker: bool) -> None:  # fmt: skip
-    """Carry out a CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
+    """Run what is left of a CAMPAIGN, a matrix of runs.
+
+    CAMPAIGN: the name of a file in jobs/campaigns, or the path of a YAML file.
 
     Runs that are complete already are passed over, and those that were interrupted go on: a killed campaign is started
     again with the same command.
@@ -49,16 +51,25 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     chosen, where = read_campaign(name)
     every = cells(chosen, where)
     require_parts("--workers", workers, len(every))
-    mine = share(every, *_part(part, len(every))) if part is not None else every
+    if part is not None and workers > 1:
+        raise ConfigError("campaign", "expected --share or --workers, found both", "leave one out")
+    index, parts = (0, 1) if part is None else _part(part, len(every))
+    mine = share(every, index, parts)
     ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, every, runs_dir)
+    whole = "" if part is None else (
+        f"share {part} of the {len(every)} runs; the shares are 0/{parts} to {parts - 1}/{parts}: start each")  # fmt: skip
     if plan:
-        for line in _plan(ledger.standings(), chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers):
-            click.echo(line)
+        names = {cell.name for cell in mine}
+        dealt = [one for one in ledger.standings() if one.cell.name in names]
+        lines = list(_plan(dealt, chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers))
+        click.echo("\n".join([*lines, *filter(None, [whole])]))
         return
     for cell in mine:
         require_paths(cell.job)
     ledger.declare(datetime.now(UTC))
     click.echo(f"{name}: {len(mine)} runs; primary: {_primary(chosen)}")
+    if whole:
+        click.echo(whole)
     try:
         if workers > 1:
             _deal(name, runs_dir, workers, ledger)
@@ -66,7 +77,7 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
             run_cells(mine, runs_dir, now=lambda: datetime.now(UTC), say=click.echo, each=ledger.record)
     finally:
         ledger.record()
-    if part is None:
+    if not worker:
         for line in table(ledger.standings(), Console().width):
             click.echo(line)
 

@@ -28,7 +28,7 @@ SETS = ("train.max_steps=20", "train.batch_size=16", "train.learning_rate=2.0e-4
 @click.pass_context
 def demo(context: click.Context, profile: str, limit: int | None, sets: tuple[str, ...], runs_dir: Path, seed: int | None,
          force: bool, proceed: bool) -> None:  # fmt: skip
-    """The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores.
+    """The experiment in small, and its report. The stages are stage1 to nonprefill: 5 to 10 minutes on two cores.
 
     With another profile than the default: in the size that its profile and stages have.
     """

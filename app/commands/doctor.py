@@ -31,9 +31,11 @@ def _run(argv: tuple[str, ...]) -> tuple[int, str]:
 @click.option("--no-engine", is_flag=True, help="Skip the container engine and the image.")
 @runs_option
 def doctor(no_engine: bool, runs_dir: Path) -> None:
-    """Check this machine: Python, packages, disk, caches, keys, GPU and driver, container engine. Nothing is changed.
+    """Check what this machine lacks; nothing is changed.
 
-    One line each: ok, or missing with the remedy. Exit code 2 if something is missing. For renting see prefill-vast doctor.
+    Python, packages, disk, caches, keys, GPU and driver, container engine.
+
+    One line each: ok, or missing with the remedy. Exit code 2 if something is missing. For renting: python -m vast doctor.
     """
     machine = Machine(os.environ, Path.home(), _run)
     raise click.exceptions.Exit(report(checks(machine, runs_dir, cache_dir(), engine=not no_engine), click.echo))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import click
 
@@ -26,14 +27,14 @@ from jobs.estimate.estimate import Estimate, estimate
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit: int | None, sets: tuple[str, ...],
                      as_json: bool) -> None:  # fmt: skip
-    """Estimate what a STAGE needs on a GPU: peak memory, steps/s, hours, tokens. Nothing is loaded or started.
+    """Estimate what a STAGE needs on a GPU. Peak memory, steps/s, hours, tokens; nothing is loaded or started.
 
     Ends with exit code 2 where it does not fit, after the estimate is printed.
     """
     job = resolve(stage, profile, limit=limit, sets=sets)
     found = estimate(job, gpu, gpus or job.profile.gpus)
     if as_json:
-        click.echo(json.dumps(found.to_dict(), indent=2))
+        click.echo(json.dumps(asdict(found), indent=2))
     else:
         click.echo(f"{stage} with profile {job.profile.name} on {found.gpus} x {found.gpu} of {found.memory_gb:g} GB")
         for name, text in _rows(found):

@@ -22,7 +22,9 @@ from jobs.errors import ConfigError, RunStateError
               help="Standard deviation of the difference between training seeds, in points.")  # fmt: skip
 def power(runs_dir: Path, profile: str | None, points: float, items: int | None, discordance: float | None,
           seeds: int | None, seed_deviation: float | None) -> None:  # fmt: skip
-    """Print the smallest difference in accuracy that can be shown with 80 % probability.
+    """Print the smallest difference that the runs can show.
+
+    In accuracy, with 80 % probability.
 
     Without --items for each comparison of the runs, from their items, seeds and observed discordance.
     """

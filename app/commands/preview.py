@@ -18,9 +18,16 @@ from jobs.errors import ConfigError
 @click.argument("stage", default="stage3b")
 @profile_option
 @set_option("Override one key, as for run.")
-@click.option("--examples", type=click.IntRange(1, 100), default=3, show_default=True, help="How many of each source.")
+@click.option(
+    "--examples",
+    metavar="N",
+    type=click.IntRange(1, 100),
+    default=3,
+    show_default=True,
+    help="How many of each source.",
+)
 def preview(stage: str, profile: str, sets: tuple[str, ...], examples: int) -> None:
-    """Print the first examples of each source of a STAGE's training data, as the trainer sees them.
+    """Print the first training examples of a STAGE. Of each source, as the trainer sees them.
 
     Lengths in tokens, prompt and response, the blocks of the mask, and each token marked: in colour on a terminal, in
     brackets elsewhere. Nothing is truncated in training: what is too long is dropped, and counted here.

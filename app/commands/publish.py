@@ -27,7 +27,7 @@ from jobs.runs.atomic import write_text_atomically
 @runs_option
 def publish(run: str, profile: str, repo: str, private: bool, adapter: bool, licence: str | None, force: bool, dry_run: bool,
             runs_dir: Path) -> None:  # fmt: skip
-    """Send a finished RUN to the hub: weights, tokenizer, card, results. See docs/publish.md.
+    """Send a finished RUN to the hub, with an honest card. Weights, tokenizer, card, results: see docs/publish.md.
 
     RUN: such as stage3b/20261122-234501, or a stage, meaning its newest complete run of the profile. The token comes from
     HF_TOKEN, or the file that HF_TOKEN_FILE names.

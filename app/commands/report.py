@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--serve", metavar="[HOST:]PORT", help="Serve the report to a browser on this machine instead, updated as runs "
               "complete. It has no password: name another HOST with care.")  # fmt: skip
 def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None, serve: str | None) -> None:
-    """Print the results; write report.md and report.html into the runs directory.
+    """Print the results; write report.md and report.html. They go into the runs directory.
 
     Where several campaigns have runs there, campaigns.md and campaigns.html are about all of them together.
     """

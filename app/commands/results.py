@@ -15,7 +15,7 @@ from jobs.errors import RunStateError
 @click.option("--results-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/results"),
               show_default=True, help="Where it is kept.")  # fmt: skip
 def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: Path) -> None:
-    """Rebuild the tables and plots of each CAMPAIGN that docs/results keeps; without one, of all.
+    """Rebuild the tables and plots of docs/results. Of each CAMPAIGN that it keeps; without one, of all.
 
     The tables go beside what is kept, as PROFILE.md, the pages with the plots into results/ of the runs directory. index.md and
     index.html beside them are about all campaigns together.

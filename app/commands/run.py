@@ -135,7 +135,7 @@ def _launch(job: Job, words: Sequence[str], nodes: Nodes) -> None:
 @click.option("--continue", "proceed", is_flag=True, help="As for run.")
 def check(stage: str | None, everything: bool, profile: str, sets: tuple[str, ...], limit: int | None, seed: int | None,
           force: bool, resume: bool, proceed: bool) -> None:  # fmt: skip
-    """Validate a STAGE, or --all, with a profile and what else run takes, without running anything. Exit 2 on a mistake."""
+    """Validate a STAGE, or --all, without running anything. With a profile and what else run takes; exit 2 on a mistake."""
     require_one_way(force, resume, proceed)
     if (stage is None) == (not everything):
         raise ConfigError("check", "expected a stage or --all", f"stages: {', '.join(stage_names())}")

@@ -30,7 +30,7 @@ DEFAULT_MODELS = ("base", "stage3a", "stage3b")  # untrained, the causal control
 @runs_option
 def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prompts: Path | None, max_new_tokens: int,
             judge: str | None, judge_model: str | None, runs_dir: Path) -> None:  # fmt: skip
-    """Answer fixed prompts with each model under each mask; write samples.html, .txt and .json into the runs directory.
+    """Answer fixed prompts with each model under each mask. Writes samples.html, .txt and .json into the runs directory.
 
     With a judge, every column is compared with the first model under the first mask, and the last one with the model before it
     under the first mask: with the defaults, what was trained under prefix with the untrained model and with the control.
@@ -44,7 +44,7 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
             raise ConfigError(name, f"{twice} is named twice", "name it once")
     from app.report.samples import label_of, write_samples
     from app.scoring.judge import Judge
-    from app.scoring.samples import PROMPTS, column, read_prompts, sample
+    from app.scoring.samples import PROMPTS, column, read_prompts
 
     asked = read_prompts(prompts or PROMPTS)
     judging = Judge(judge, judge_model, os.environ) if judge is not None and judge_model is not None else None
@@ -66,11 +66,10 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
         loaded = load(chosen.model, checkpoint=checkpoint)
         selfcheck.require(loaded.model, masks, loaded.origin)
         for mask in masks:
-            answers = sample(loaded, asked, mask, max_new_tokens=max_new_tokens)
-            columns.append(column(name, loaded.origin, mask, answers))
+            columns.append(column(name, loaded, asked, mask, max_new_tokens=max_new_tokens))
     page: dict[str, Any] = {
         "schema": 1, "profile": chosen.name, "max_new_tokens": max_new_tokens,
-        "prompts": [{"id": one.id, "text": one.text} for one in asked], "columns": columns, "judge": None,
+        "prompts": [one.model_dump() for one in asked], "columns": columns, "judge": None,
     }  # fmt: skip
     paths = write_samples(page, runs_dir)  # before the judge, which may fail
     if judging is not None:
@@ -79,7 +78,7 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
         verdicts = []
         for left, right in _pairs(list(texts), len(masks)):
             compared = judging.compare(questions, texts[left], texts[right])
-            verdicts.append({"left": left, "right": right, "verdicts": compared.to_dict()})
+            verdicts.append({"left": left, "right": right, "verdicts": compared})
         page["judge"] = {"model": judge_model, "pairs": verdicts}
         write_samples(page, runs_dir)
     click.echo(paths[1].read_text(encoding="utf-8").partition("=" * 80)[0].rstrip())

@@ -48,7 +48,7 @@ _GRACE = 10  # seconds for answers in the making once a signal came
 @runs_option
 def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None, listen: str, key_file: Path | None,
           max_new_tokens: int, waiting: int, seconds: float, batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
-    """Answer requests in OpenAI's form, under any mask: completions, chat, log-probabilities, streams. See docs/serve.md."""
+    """Answer requests in OpenAI's form, under any mask. Completions, chat, log-probabilities, streams: see docs/serve.md."""
     chosen = resolve("stage1", profile).profile
     from app.report.server import parse_address
 

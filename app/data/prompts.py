@@ -19,6 +19,7 @@ import re
 from dataclasses import dataclass
 
 from app.data.sources import Row
+from jobs.config.schema import ScoreFormat
 
 
 @dataclass(frozen=True)
@@ -30,21 +31,11 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Content:
-    """A row's fields, checked, before any format: the choices and their place."""
-
-    before: str  # hellaswag: ctx_a; piqa, arc: the question; winogrande: text before the blank
-    choices: tuple[str, ...]
-    gold: int
-    after: str = ""  # hellaswag: ctx_b; winogrande: text after the blank
-    label: str = ""  # hellaswag: activity label
-
-
-@dataclass(frozen=True)
 class Rendered:
-    """A row in one format, by the names of `app.data.tasks.Item`."""
+    """A row in one format; of its fields see `app.data.tasks.Item`."""
 
     choices: tuple[Pair, ...]
+    gold: int
     n_chars: tuple[int, ...]
     question: str
     answers: tuple[str, ...]
@@ -57,7 +48,7 @@ class FieldProblem(Exception):
         super().__init__(f"field {field}: expected {expected}, found {found!r}"[:300])
 
 
-# ---- rows to fields --------------------------------------------------------------------------------------------------
+# ---- fields of a row --------------------------------------------------------------------------------------------------
 
 
 def _text(row: Row, field: str, *, empty: bool = False) -> str:
@@ -81,49 +72,7 @@ def _index(row: Row, field: str, count: int) -> int:
     return int(str(value))
 
 
-def read_hellaswag(row: Row) -> Content:
-    endings = _texts("endings", row.get("endings"))
-    return Content(
-        label=_text(row, "activity_label"),
-        before=_text(row, "ctx_a", empty=True),
-        after=_text(row, "ctx_b", empty=True),
-        choices=endings,
-        gold=_index(row, "label", len(endings)),
-    )
-
-
-def read_piqa(row: Row) -> Content:
-    return Content(
-        before=_text(row, "goal"), choices=(_text(row, "sol1"), _text(row, "sol2")), gold=_index(row, "label", 2)
-    )
-
-
-def read_arc(row: Row) -> Content:
-    choices = row.get("choices")
-    if not isinstance(choices, dict):
-        raise FieldProblem("choices", "lists `text` and `label`", choices)
-    texts = _texts("choices.text", choices.get("text"))
-    labels = choices.get("label")  # letters for most rows, digits for some
-    if not isinstance(labels, list) or len(labels) != len(texts):
-        raise FieldProblem("choices.label", f"{len(texts)} labels", labels)
-    key = row.get("answerKey")
-    if key not in labels:
-        raise FieldProblem("answerKey", f"one of {labels}", key)
-    return Content(before=_text(row, "question"), choices=texts, gold=labels.index(key))
-
-
-def read_winogrande(row: Row) -> Content:
-    sentence = _text(row, "sentence")
-    if "_" not in sentence:
-        raise FieldProblem("sentence", "a blank `_`", sentence)
-    if str(row.get("answer")) not in ("1", "2"):
-        raise FieldProblem("answer", "1 or 2", row.get("answer"))
-    before, _, after = sentence.partition("_")
-    options = (_text(row, "option1"), _text(row, "option2"))
-    return Content(before=before, choices=options, gold=int(str(row["answer"])) - 1, after=after)
-
-
-# ---- fields to strings ---------------------------------------------------------------------------------------------
+# ---- rows to strings -------------------------------------------------------------------------------------------------
 
 _WIKIHOW_MARK = re.compile(r"\[.*?\]")
 
@@ -138,43 +87,62 @@ def _collapsed(text: str) -> str:
     return " ".join(text.split())
 
 
-def _after_delimiter(context: str, choices: tuple[str, ...], question: str) -> Rendered:
+def _after_delimiter(context: str, choices: tuple[str, ...], gold: int, question: str) -> Rendered:
     """One context, every choice after a space."""
     pairs = tuple(Pair(context, f" {choice}") for choice in choices)
-    return Rendered(pairs, tuple(map(len, choices)), question, choices)
+    return Rendered(pairs, gold, tuple(map(len, choices)), question, choices)
 
 
-def harness_hellaswag(row: Content) -> Rendered:
-    context = _without_marks(f"{row.label}: {row.before} {row.after.capitalize()}")
-    return _after_delimiter(context, tuple(map(_without_marks, row.choices)), context)
+def hellaswag(row: Row, format: ScoreFormat) -> Rendered:
+    endings = _texts("endings", row.get("endings"))
+    label = _text(row, "activity_label")
+    before, after = _text(row, "ctx_a", empty=True), _text(row, "ctx_b", empty=True)
+    gold = _index(row, "label", len(endings))
+    clean, after = (_without_marks, after.capitalize()) if format == "harness" else (_collapsed, after)
+    context = clean(f"{label}: {before} {after}")
+    return _after_delimiter(context, tuple(map(clean, endings)), gold, context)
 
 
-def reference_hellaswag(row: Content) -> Rendered:
-    context = _collapsed(f"{row.label}: {row.before} {row.after}")
-    return _after_delimiter(context, tuple(map(_collapsed, row.choices)), context)
+def _question(question: str, choices: tuple[str, ...], gold: int, format: ScoreFormat) -> Rendered:
+    if format == "harness":
+        return _after_delimiter(f"Question: {question}\nAnswer:", choices, gold, question)
+    question = _collapsed(question)
+    return _after_delimiter(f"{question}\nAnswer:", tuple(map(_collapsed, choices)), gold, question)
 
 
-def harness_question(row: Content) -> Rendered:
-    return _after_delimiter(f"Question: {row.before}\nAnswer:", row.choices, row.before)
+def piqa(row: Row, format: ScoreFormat) -> Rendered:
+    question, solutions = _text(row, "goal"), (_text(row, "sol1"), _text(row, "sol2"))
+    return _question(question, solutions, _index(row, "label", 2), format)
 
 
-def reference_question(row: Content) -> Rendered:
-    question = _collapsed(row.before)
-    return _after_delimiter(f"{question}\nAnswer:", tuple(map(_collapsed, row.choices)), question)
+def arc(row: Row, format: ScoreFormat) -> Rendered:
+    choices = row.get("choices")
+    if not isinstance(choices, dict):
+        raise FieldProblem("choices", "lists `text` and `label`", choices)
+    texts = _texts("choices.text", choices.get("text"))
+    labels = choices.get("label")  # letters for most rows, digits for some
+    if not isinstance(labels, list) or len(labels) != len(texts):
+        raise FieldProblem("choices.label", f"{len(texts)} labels", labels)
+    key = row.get("answerKey")
+    if key not in labels:
+        raise FieldProblem("answerKey", f"one of {labels}", key)
+    return _question(_text(row, "question"), texts, labels.index(key), format)
 
 
-def _sentences(row: Content) -> tuple[str, ...]:
-    return tuple(f"{row.before}{option}{row.after}" for option in row.choices)
-
-
-def harness_winogrande(row: Content) -> Rendered:
-    contexts = tuple(f"{row.before}{option}" for option in row.choices)
-    pairs = tuple(Pair(context, f" {row.after.strip()}") for context in contexts)
-    return Rendered(pairs, tuple(map(len, contexts)), "", _sentences(row))
-
-
-def reference_winogrande(row: Content) -> Rendered:
-    context = re.sub(r"\s+", " ", row.before)  # the trailing space stays, as in the measured runs
-    continuations = tuple(_collapsed(f"{option}{row.after}") for option in row.choices)
-    pairs = tuple(Pair(context, continuation) for continuation in continuations)
-    return Rendered(pairs, tuple(map(len, continuations)), "", _sentences(row))
+def winogrande(row: Row, format: ScoreFormat) -> Rendered:
+    sentence = _text(row, "sentence")
+    if "_" not in sentence:
+        raise FieldProblem("sentence", "a blank `_`", sentence)
+    if str(row.get("answer")) not in ("1", "2"):
+        raise FieldProblem("answer", "1 or 2", row.get("answer"))
+    before, _, after = sentence.partition("_")
+    options = (_text(row, "option1"), _text(row, "option2"))
+    if format == "harness":
+        counted = [f"{before}{option}" for option in options]
+        pairs = tuple(Pair(context, f" {after.strip()}") for context in counted)
+    else:
+        context = re.sub(r"\s+", " ", before)  # the trailing space stays, as in the measured runs
+        counted = [_collapsed(f"{option}{after}") for option in options]
+        pairs = tuple(Pair(context, continuation) for continuation in counted)
+    sentences = tuple(f"{before}{option}{after}" for option in options)
+    return Rendered(pairs, int(str(row["answer"])) - 1, tuple(map(len, counted)), "", sentences)

@@ -53,12 +53,8 @@ def _require_text(value: str, field: str, where: str) -> None:
 
 
 def _instruction(row: Any, where: str) -> Instruction:
-    return Instruction(
-        where,
-        instruction=_field(row, "instruction", where),
-        input=_field(row, "input", where, optional=True),
-        output=_field(row, "output", where),
-    )
+    fields = ("instruction", "input", "output")
+    return Instruction(where, *(_field(row, field, where, optional=field == "input") for field in fields))
 
 
 # Of a row: known to other trainers, not read here.
@@ -93,13 +89,10 @@ def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     given = {key: value for key, value in message.items() if value is not None}
     weight = given.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1) or ("weight" in message and role != "assistant"):
-        raise DataError(
-            at, f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}", "correct or remove it"
-        )
-    if "content" in given or not given.get("tool_calls"):
-        given["content"] = _field(message, "content", at)
-    else:
-        given["content"] = ""  # a call alone; templates take a text
+        fact = f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}"
+        raise DataError(at, fact, "correct or remove it")
+    calls_alone = "content" not in given and given.get("tool_calls")
+    given["content"] = "" if calls_alone else _field(message, "content", at)  # templates take a text
     for key, value in given.items():
         _require_text(json.dumps(value, ensure_ascii=False, default=str), key, at)
     return given, bool(weight)
@@ -110,9 +103,8 @@ def _tools(value: Any, where: str) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         value = loads(value, f"{where}: field tools") if value.strip() else []
     if not isinstance(value or [], list) or not all(isinstance(tool, dict) for tool in value or []):
-        raise DataError(
-            where, f"field tools: expected a list of objects, found {kind(value)}", "give the functions' schemas"
-        )
+        fact = f"field tools: expected a list of objects, found {kind(value)}"
+        raise DataError(where, fact, "give the functions' schemas")
     return tuple(value or [])
 
 

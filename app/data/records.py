@@ -124,16 +124,16 @@ def content(record: Record) -> str:
 
     A template must not enter: some chat templates write today's date.
     """
-    match record:
-        case Question():
-            parts = [record.passage, record.question, record.answer]
-        case Instruction():
-            parts = [record.instruction, record.input, record.output]
-        case Conversation():
-            parts = [text for message in record.messages for text in _texts(message)]
-        case TextDocument():
-            parts = [record.text]
+    if isinstance(record, Conversation):
+        parts = [text for message in record.messages for text in _texts(message)]
+    else:
+        parts = _fields(record)
     return "\n".join(part for part in parts if part)
+
+
+def _fields(record: Question | Instruction | TextDocument) -> list[str]:
+    """Its texts, in their order."""
+    return [text for name, text in vars(record).items() if name != "origin"]
 
 
 def rounds(record: Record) -> tuple[str, ...]:
@@ -185,7 +185,7 @@ def render(record: Question | Instruction | Conversation, template: Template, to
     """
     if isinstance(record, Conversation):
         return _chat(record, tokenizer)
-    first, second, answer = (text.strip() for name, text in vars(record).items() if name != "origin")
+    first, second, answer = map(str.strip, _fields(record))
     if template == "chat":
         turn = f"{first}\n\n{second}" if first and second else first or second
         messages = ({"role": "user", "content": turn}, {"role": "assistant", "content": answer})

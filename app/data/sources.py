@@ -26,7 +26,7 @@ def places(root: Path, directory: str, name: str, split: str) -> list[Path]:
 def saved_rows(candidates: Sequence[Path], split: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Rows of `saved_dataset`, in memory; where nothing is to be decoded, without `datasets`, half a second of imports."""
     rows = _rows_as_stored(_saved(candidates), limit)
-    return _first(saved_dataset(candidates, split), limit) if rows is None else rows
+    return first_rows(saved_dataset(candidates, split), limit) if rows is None else rows
 
 
 def _rows_as_stored(path: Path, limit: int | None) -> list[dict[str, Any]] | None:
@@ -80,13 +80,6 @@ def saved_dataset(candidates: Sequence[Path], split: str) -> Any:
     return loaded
 
 
-def hub_rows(
-    name: str, config: str | None, split: str, limit: int | None = None, revision: str | None = None
-) -> list[dict[str, Any]]:
-    """Rows of `hub_dataset`, in memory."""
-    return _first(hub_dataset(name, config, split, revision), limit)
-
-
 def hub_dataset(
     name: str, config: str | None, split: str, revision: str | None = None, *, streamed: bool = False
 ) -> Any:
@@ -106,7 +99,7 @@ def hub_dataset(
         raise DataError(where, f"{fact} ({first_line(error)})", remedy) from error
 
 
-def _first(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
+def first_rows(dataset: Any, limit: int | None) -> list[dict[str, Any]]:
     if limit is not None and limit < len(dataset):
         dataset = dataset.select(range(limit))
     return dataset.to_list()

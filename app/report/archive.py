@@ -52,7 +52,7 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
     record = runs_dir / "campaigns" / f"{name}.json"
     if not record.is_file():
         known = ", ".join(collectable(runs_dir))
-        begin = make_command("campaign CAMPAIGN=lookup", runs_dir=runs_dir)
+        begin = make_command(f"campaign CAMPAIGN={name if name in campaign_names() else 'lookup'}", runs_dir=runs_dir)
         remedy = f"name one of these: {known}" if known else f"run: {begin}"
         raise RunStateError(record, f"no campaign {name} has run here", remedy)
     ledger = read_json(record)

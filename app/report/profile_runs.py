@@ -60,8 +60,9 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
         return load_run(run, models[run.id])
 
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
-    summaries = [run.read_summary() for run in candidates]
-    spent = {(s["run"], s["fingerprint"]): (s.get("seconds") or 0.0, s.get("dollars") or 0.0) for s in summaries}
+    summaries = {run.id: run.read_summary() for run in candidates}
+    spent = {(run, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
+             for run, s in summaries.items()}  # fmt: skip
     return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
                    ledger=ledger)  # fmt: skip
 

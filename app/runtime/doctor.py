@@ -159,9 +159,9 @@ def engine_and_image(machine: Machine, driver: int | None) -> Iterator[Check]:
         return
     code, text = machine.run(INFO)
     if code:
-        fact = "no docker on PATH" if code == 127 else f"docker: no engine answers ({text or 'no answer'})"
-        remedy = "install or start one, or run without: RUNNER=native (doctor: --no-engine)"
-        yield Check("engine", "missing", f"{fact}; {remedy}")
+        fact = "no docker on PATH" if code == 127 else f"docker does not answer ({text or 'no answer'})"
+        remedy = f"for containers {'install' if code == 127 else 'start'} one"
+        yield Check("engine", "ok", f"none: {fact}; stages run without a container; {remedy}")
         return
     yield Check("engine", "ok", f"docker {text.split()[0] if text else 'of unknown version'}")
     if driver is None:

@@ -88,9 +88,8 @@ class Chat:
         example = render(record, "chat", self.loaded.tokenizer)
         before, self._pieces = self._pieces, example.chat
         if self.mask == "segment" and not example.segmented:
-            raise DataError(
-                self.where, "the chat template does not show where each turn begins", "use mask prefix or causal"
-            )
+            fact = "the chat template does not show where each turn begins"
+            raise DataError(self.where, fact, "use mask prefix or causal")
         # A generated answer stays as it was generated, whatever the template does with answers in earlier turns.
         same = zip(before, self._pieces, strict=False)
         if len(before) >= len(self._pieces) or any(a != b and not (MARK in a.text and MARK in b.text) for a, b in same):

@@ -22,7 +22,6 @@ from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, choices, exact_choices, table
 from app.scoring.loglikelihood import Count, Scored
-from app.scoring.token_cache import requests_of
 from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
 
@@ -94,15 +93,14 @@ def _whole_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _task_result(items: Sequence[Item], samples: Sequence[Sample], violations: int) -> dict[str, Any]:
+def _task_result(items: Sequence[Item], samples: Sequence[Sample]) -> dict[str, Any]:
     hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
     metric = items[0].metric
-    n = len(samples)
-    accuracy = float(hits[metric].mean())
+    violations = sum(boundary != "clean" for s in samples for boundary in s.get("boundary", ()))
     nll = -sum(s["logprobs"][s["gold"]] for s in samples) / sum(s["n_tokens"][s["gold"]] for s in samples)
     return {
-        "items": n, **{name: float(hit.mean()) for name, hit in hits.items()},
-        "metric": metric, "headline": accuracy,
+        "items": len(samples), **{name: float(hit.mean()) for name, hit in hits.items()},
+        "metric": metric, "headline": float(hits[metric].mean()),
         "stderr": stderr(hits[metric]),
         "gold_nll_per_token": float(nll), "chance": float(np.mean([i.chance for i in items])), "prefix_violations": violations,
     }  # fmt: skip
@@ -113,25 +111,22 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
     return [(c.context, c.continuation) for item in items for c in item.choices]
 
 
-def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score, *, label: str, model: str,
-             model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
-             ranks: Ranks = ALONE, exact: bool = False,
-             requests: Sequence[Request] | None = None) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
+def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request], mask: Mask, settings: Score, *, label: str,
+             model: str, model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
+             ranks: Ranks = ALONE, exact: bool = False) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
     """Score `items` under `mask`: an entry of metrics.json's `evaluations`, and the lines of samples.jsonl.
 
     Args:
-        label: name of this evaluation within the run, such as stage3b/prefix. progress: see loglikelihood.
+        requests: of `pairs_of(items)`. progress: see loglikelihood.
+        label: name of this evaluation within the run, such as stage3b/prefix.
         ranks: the processes to spread the items over; every one of them returns the whole result.
         exact: of a float32 model: make its choices by faster products where those decide (app/scoring/exact.py).
-        requests: of `pairs_of(items)`, where they were made already.
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
             nearly every context once a continuation follows it.
     """
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
-    if requests is None:
-        requests = requests_of(loaded.tokenizer, pairs_of(items), settings.format)
     require_fits(loaded, requests, names)
     if settings.format == "harness":  # the reference rule is unclean by its nature (docs/mask.md)
         require_clean(requests, loaded.tokenizer)
@@ -163,18 +158,14 @@ def evaluate(loaded: Loaded, items: Sequence[Item], mask: Mask, settings: Score,
 
     samples: list[Sample] = []
     picks = _picks(spans, chars, scored)
-    violations: dict[str, int] = dict.fromkeys(settings.tasks, 0)
     for number, item in enumerate(items):
         span = slice(spans[number].start, spans[number].stop)
-        own = {name: of[number] for name, of in picks.items()}
-        sample = _sample(label, item, scored[span], requests[span], own)
+        sample = _sample(label, item, scored[span], requests[span], {name: of[number] for name, of in picks.items()})
         samples.append(sample)
         if checked is not None:
             sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
-        violations[item.task] += sum(not r.is_prefix for r in requests[span])
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
-    tasks = {task: _task_result([i for i in items if i.task == task], rows, violations[task])
-             for task, rows in by_task.items()}  # fmt: skip
+    tasks = {task: _task_result([i for i in items if i.task == task], rows) for task, rows in by_task.items()}
     if checked is not None:
         for task, result in tasks.items():
             result["gold_nll_rounding"] = _rounding(checked, [

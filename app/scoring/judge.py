@@ -11,9 +11,9 @@ The key comes from the environment variable PREFILL_JUDGE_KEY alone. It is sent 
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from app.stats.mcnemar import two_sided_p
@@ -28,27 +28,6 @@ _TASK = (
     "[Question]\n{question}\n\n[First answer]\n{first}\n\n[Second answer]\n{second}\n\n[Better answer, one word]"
 )
 Choice = Literal["first", "second", "tie"]
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Counts of pairs (left, right). unsure: pairs that are decided otherwise in the other order. firsts: choices of what
-    was read first, among those that are decided."""
-
-    wins: int
-    losses: int
-    ties: int
-    unsure: int
-    firsts: int
-    decided: int
-
-    @property
-    def p_position(self) -> float:
-        """Exact two-sided binomial p-value that first and second are chosen equally often."""
-        return two_sided_p(self.firsts, self.decided - self.firsts)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "p_position": self.p_position}
 
 
 class Judge:
@@ -70,25 +49,26 @@ class Judge:
         except ValueError:
             raise ConfigError("--judge", "its port is no number", "give it as https://host/v1") from None
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-            raise ConfigError(
-                "--judge", "is no address of an endpoint", f"give it as https://host/v1; a key comes from {KEY}"
-            )
+            remedy = f"give it as https://host/v1; a key comes from {KEY}"
+            raise ConfigError("--judge", "is no address of an endpoint", remedy)
         self._key = environ.get(KEY, "").strip()
         if self._key and not (self._key.isascii() and self._key.isprintable()):
             raise ConfigError(KEY, "holds characters that no key has", "set it anew")
         if self._key and parts.scheme == "http" and parts.hostname not in LOCAL:
-            raise ConfigError(
-                "--judge", f"{KEY} would be sent unencrypted to {parts.hostname}", "use https, or unset it"
-            )
+            fact = f"{KEY} would be sent unencrypted to {parts.hostname}"
+            raise ConfigError("--judge", fact, "use https, or unset it")
         self.model, self._pause = model, pause
         self._where = f"--judge {parts.scheme}://{parts.hostname}"
         self._path = f"{parts.path.rstrip('/')}/chat/completions"
         make = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        host = parts.hostname
-        self._connect: Callable[[], HTTPConnection] = lambda: make(host, port, timeout=TIMEOUT)
+        self._connect = partial(make, parts.hostname, port, timeout=TIMEOUT)
 
-    def compare(self, questions: Sequence[str], left: Sequence[str], right: Sequence[str]) -> Verdicts:
-        """Each pair in both orders: two requests a question."""
+    def compare(self, questions: Sequence[str], left: Sequence[str], right: Sequence[str]) -> dict[str, float]:
+        """Each pair in both orders, two requests a question: counts of pairs (left, right), and what they show of the judge.
+
+        unsure: pairs that are decided otherwise in the other order. firsts: choices of what was read first, among those that
+        are `decided`. p_position: exact two-sided binomial p-value that first and second are chosen equally often.
+        """
         counts = dict.fromkeys(("wins", "losses", "ties", "unsure", "firsts", "decided"), 0)
         for question, a, b in zip(questions, left, right, strict=True):
             forward, back = self.choose(question, a, b), self.choose(question, b, a)
@@ -99,7 +79,7 @@ class Judge:
             counts["unsure"] += forward != swapped
             won = {"first": "wins", "second": "losses"}.get(forward, "ties") if forward == swapped else "ties"
             counts[won] += 1
-        return Verdicts(**counts)
+        return {**counts, "p_position": two_sided_p(counts["firsts"], counts["decided"] - counts["firsts"])}
 
     def choose(self, question: str, first: str, second: str) -> Choice:
         """The judge's word on one order.
@@ -113,9 +93,8 @@ class Judge:
         text = self._ask(body)
         said = [word for word in ("first", "second", "tie") if word in text.lower()]
         if len(said) != 1:
-            raise ConfigError(
-                self._where, f"expected FIRST, SECOND or TIE, found {self._shown(text)}", "use another model"
-            )
+            fact = f"expected FIRST, SECOND or TIE, found {self._shown(text)}"
+            raise ConfigError(self._where, fact, "use another model")
         return said[0]  # type: ignore[return-value]
 
     def _ask(self, body: bytes) -> str:
@@ -136,10 +115,8 @@ class Judge:
     def _post(self, body: bytes) -> tuple[int, bytes]:
         """Status and body. http.client follows no redirect, so the key goes to no other host."""
         connection, ends = self._connect(), time.monotonic() + TIMEOUT
-        headers = {
-            "Content-Type": "application/json",
-            **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
-        }
+        key = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Content-Type": "application/json", **key}
         try:
             connection.request("POST", self._path, body, headers)
             response, raw = connection.getresponse(), b""

@@ -9,15 +9,17 @@ An answer too short for a rate has none, and does not count in its mean.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from app.model.load import Loaded
 from app.scoring.generate import answers, encode_prompts
 from jobs.config import strict_yaml
-from jobs.config.schema import Mask
+from jobs.config.schema import Mask, Strict
+from jobs.config.validate import Layer, validate
 from jobs.errors import ConfigError
 
 PROMPTS = Path(__file__).resolve().parents[2] / "jobs" / "prompts" / "samples.yaml"
@@ -25,21 +27,13 @@ RUN = 4  # words, or tokens
 _WORD = re.compile(r"[^\W_]+")
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(Strict):
     id: str
     text: str
 
 
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one prompt; `cut`: it was ended by its length."""
-
-    text: str
-    tokens: int
-    cut: bool
-    echo_rate: float | None
-    repetition_rate: float | None
+class _Prompts(Strict):
+    prompts: Annotated[list[Prompt], Field(min_length=1)]
 
 
 def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
@@ -50,21 +44,13 @@ def read_prompts(path: Path = PROMPTS) -> list[Prompt]:
     """
     if not path.is_file():
         raise ConfigError(path, "no such file", "give a file such as jobs/prompts/samples.yaml")
-    rows = strict_yaml.read(path, str(path)).get("prompts")
-    if not isinstance(rows, list) or not rows:
-        raise ConfigError(f"{path}: prompts", "expected a list that is not empty", "see jobs/prompts/samples.yaml")
-    found: list[Prompt] = []
-    for index, row in enumerate(rows):
+    found = validate(_Prompts, [Layer(str(path), strict_yaml.read(path, str(path)))]).prompts
+    for index, one in enumerate(found):
         where = f"{path}: prompts[{index}]"
-        if (
-            not isinstance(row, dict)
-            or set(row) != {"id", "text"}
-            or not all(isinstance(v, str) and v.strip() for v in row.values())
-        ):
+        if not (one.id.strip() and one.text.strip()):
             raise ConfigError(where, "expected {id: ..., text: ...}, both texts", "see jobs/prompts/samples.yaml")
-        if any(row["id"] == one.id for one in found):
-            raise ConfigError(where, f"the id {row['id']} is there twice", "give another one")
-        found.append(Prompt(row["id"], row["text"]))
+        if any(one.id == other.id for other in found[:index]):
+            raise ConfigError(where, f"the id {one.id} is there twice", "give another one")
     return found
 
 
@@ -84,31 +70,21 @@ def repetition_rate(tokens: Sequence[int]) -> float | None:
     return 1 - len(set(runs)) / len(runs) if runs else None
 
 
-def sample(loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tokens: int) -> list[Answer]:
-    """The answer to each prompt, in a chat where the tokenizer has a template."""
+def column(model: str, loaded: Loaded, prompts: Sequence[Prompt], mask: Mask, *, max_new_tokens: int) -> dict[str, Any]:
+    """One model under one mask, as samples.json holds it: its answer to each prompt, and the means over them.
+
+    Prompts are chats where the tokenizer has a template. `cut`: the answer was ended by its length.
+    """
     tokenizer = loaded.tokenizer
     encoded = encode_prompts(loaded, [prompt.text for prompt in prompts], chat=bool(tokenizer.chat_template))
-    found = []
+    found: list[dict[str, Any]] = []
     for given, ids in zip(encoded, answers(loaded, encoded, mask, max_new_tokens=max_new_tokens), strict=True):
         read = tokenizer.decode(given, skip_special_tokens=True)  # with what the template adds, such as a system's turn
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        found.append(Answer(text, len(ids), len(ids) >= max_new_tokens, echo_rate(read, text), repetition_rate(ids)))
-    return found
-
-
-def column(model: str, origin: str, mask: Mask, found: Sequence[Answer]) -> dict[str, Any]:
-    """One model under one mask, as samples.json holds it: its answers, and the means over them."""
-
-    def mean(value: Callable[[Answer], float | None]) -> float | None:
-        known = [one for one in map(value, found) if one is not None]
-        return sum(known) / len(known) if known else None
-
-    means = {"echo_rate": mean(lambda a: a.echo_rate), "repetition_rate": mean(lambda a: a.repetition_rate),
-             "tokens": mean(lambda a: a.tokens), "cut": mean(lambda a: a.cut)}  # fmt: skip
-    return {
-        "model": model,
-        "origin": origin,
-        "mask": mask,
-        "means": means,
-        "answers": [asdict(answer) for answer in found],
-    }
+        found.append({"text": text, "tokens": len(ids), "cut": len(ids) >= max_new_tokens,
+                      "echo_rate": echo_rate(read, text), "repetition_rate": repetition_rate(ids)})  # fmt: skip
+    means = {}
+    for name in ("echo_rate", "repetition_rate", "tokens", "cut"):
+        known = [one[name] for one in found if one[name] is not None]
+        means[name] = sum(known) / len(known) if known else None
+    return {"model": model, "origin": loaded.origin, "mask": mask, "means": means, "answers": found}

@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ class _Stage:
         job = capacity.following(job, self.ranks.share(at), self.ranks.world)
         self.estimate = capacity.estimate_here(job, self.ranks.world, self.trained)
         if self.estimate is not None:
-            self.run.write_json("estimate.json", self.estimate.to_dict())
+            self.run.write_json("estimate.json", asdict(self.estimate))
             capacity.require_capacity(job, self.estimate)
         self.job = capacity.resolved(job, self.estimate, self.ranks.world)
         if job.stage.train is not None and not self.trained and self.job.profile.sharding == "fsdp":
@@ -233,9 +234,9 @@ class _Stage:
         started = time.monotonic()
         model_run = self.run.id if name == self.job.stage.name else self.init_runs[name]
         entry, rows = evaluate(
-            loaded, items, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
+            loaded, items, requests, mask, settings, label=f"{name}/{mask_by_layer(mask, settings.layers)}", model=name,
             seed=self.job.stage.seed, model_run=None if model_run == "base" else model_run, progress=progress,
-            ranks=self.ranks, exact=bool(settings.exact) and loaded.device.type == "cuda", requests=requests,
+            ranks=self.ranks, exact=bool(settings.exact) and loaded.device.type == "cuda",
         )  # fmt: skip
         stage = self.job.stage
         entry |= {"suite": stage.suite, "order": stage.order, "shots": stage.shots}

@@ -123,16 +123,32 @@ def shapes_of(
         held = sizes.setdefault((columns, tile), [columns, 0, 0])
         held[1:] = max(held[1], wanted, 1), held[2] + 1
     shapes = np.array(list(sizes.values()), dtype=float)  # columns, responses, rows
-    while len(shapes) > 1:
-        union = np.maximum(shapes[:, None, :2], shapes[None, :, :2])
-        padding = shapes[:, 2] * ((union - shapes[None, :, :2]) @ np.array(work, dtype=float))
-        padding = np.triu(padding + padding.T, 1) + np.tril(np.full_like(padding, np.inf))
-        i, j = np.unravel_index(padding.argmin(), padding.shape)
-        if padding[i, j] >= worth and len(shapes) <= most:
+    gone = np.zeros(len(shapes), dtype=bool)
+    nearest, least = np.zeros(len(shapes), dtype=int), np.full(len(shapes), np.inf)  # and what the union with it pads
+
+    def find_nearest(i: int) -> np.ndarray:
+        union = np.maximum(shapes[:, :2], shapes[i, :2])
+        padding = shapes[:, 2:] * (union - shapes[:, :2]) + shapes[i, 2] * (union - shapes[i, :2])
+        padded: np.ndarray = np.where(gone, np.inf, padding @ np.array(work, dtype=float))
+        padded[i] = np.inf
+        nearest[i], least[i] = padded.argmin(), padded.min()
+        return padded
+
+    for i in range(len(shapes)):
+        find_nearest(i)
+    for left in range(len(shapes), 1, -1):
+        i = int(least.argmin())
+        j = int(nearest[i])
+        if least[i] >= worth and left <= most:
             break
-        shapes[i] = [*union[i, j], shapes[i, 2] + shapes[j, 2]]
-        shapes = np.delete(shapes, j, axis=0)
-    return tuple(sorted(Shape(int(columns), int(responses)) for columns, responses, _ in shapes))
+        shapes[i] = [*np.maximum(shapes[i, :2], shapes[j, :2]), shapes[i, 2] + shapes[j, 2]]
+        gone[j], least[j] = True, np.inf
+        padded = find_nearest(i)
+        nearer = padded < least
+        nearest[nearer], least[nearer] = i, padded[nearer]
+        for other in np.flatnonzero(np.isin(nearest, (i, j)) & ~nearer & ~gone).tolist():
+            find_nearest(other)
+    return tuple(sorted(Shape(int(columns), int(responses)) for columns, responses, _ in shapes[~gone]))
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,7 @@ def complete_checkpoints(directory: Path) -> list[Path]:
 
 
 def newest(directory: Path) -> Path | None:
-    found = complete_checkpoints(directory)
-    return found[-1] if found else None
+    return next(reversed(complete_checkpoints(directory)), None)
 
 
 def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:
@@ -158,9 +157,8 @@ def drop(directory: Path, spared: Collection[Path] = ()) -> None:
 def card(about: Mapping[str, Any]) -> str:
     """The model card of `about`, as `save_final` takes it."""
     file = Path(__file__).with_name("card.md.j2")
-    template = Template(
-        file.read_text(encoding="utf-8"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
-    )
+    text = file.read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     name, _, layers = about["mask"].partition("@")
     return template.render(about, name=name, layers=layers).rstrip() + "\n"
 
@@ -222,9 +220,8 @@ def save_final(
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
     same = require_same(temporary, trained, dtype, device or model.device, logged)
-    for path in temporary.rglob("*"):
-        if path.is_file():
-            _flush(path)
+    for path in files_below(temporary).values():
+        _flush(path)
     shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed before it wrote its numbers
     os.replace(temporary, final)
     return same

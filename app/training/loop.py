@@ -115,7 +115,10 @@ class TrainingLoop:
                     self._save()
                 if evaluates or saves:
                     self._beat(self.step)
-            self._read()
+            if self._unread:
+                self._read()
+                if self.stopped:
+                    self._save()
             if not self.stopped and self._evaluated != self.step:
                 self.evaluate()
             self.recorder.beat(self.step, total, force=True)

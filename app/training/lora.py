@@ -65,9 +65,9 @@ def require_targets(model: PreTrainedModel, targets: Sequence[str], unused: Sequ
             near = get_close_matches(target, ends, 1)
             remedy = f'write "{near[0]}"' if near else f"choose from {', '.join(ends)}, or all-linear"
             raise ConfigError(WHERE, f'no module of the model is named "{target}"', remedy)
-        if not all(isinstance(module, _ADAPTABLE) for module in found):
-            kind = type(next(m for m in found if not isinstance(m, _ADAPTABLE))).__name__
-            fact = f'"{target}" is a {kind}, which LoRA cannot adapt'
+        other = next((module for module in found if not isinstance(module, _ADAPTABLE)), None)
+        if other is not None:
+            fact = f'"{target}" is a {type(other).__name__}, which LoRA cannot adapt'
             raise ConfigError(WHERE, fact, f"choose from {', '.join(ends)}, or all-linear")
         if is_tied and any(module is one for module in found for one in tied):
             fact = f'"{target}" shares its weight with the other embedding, so a merged adapter would change both'

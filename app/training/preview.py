@@ -34,9 +34,8 @@ def preview(example: TokenExample, collate: Collator, tokenizer: Any, coloured: 
     blocks = ", ".join(f"{start}-{stop - 1}" for number, start, stop in _spans(block) if number) or "none"
     parts = f"prompt {len(example.prompt_ids)}, response {len(example.response_ids)}, learnt {sum(learnt)}"
     head = f"{len(example)} tokens: {parts}; blocks under {collate.mask}: {blocks}"
-    text = "".join(
-        _marked(str(tokenizer.decode(ids[start:stop])), kind, coloured) for kind, start, stop in _spans(kinds)
-    )
+    texts = ((str(tokenizer.decode(ids[start:stop])), kind) for kind, start, stop in _spans(kinds))
+    text = "".join(_marked(text, kind, coloured) for text, kind in texts)
     return f"{head}\n{text}"
 
 

@@ -85,10 +85,8 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
     except torch.OutOfMemoryError:
         log.warning(f"{directory}: no memory on {device} for the model that was read back; it is compared on the CPU")
         model.to("cpu")
-    same = {
-        "difference": _require_close(directory, probe_logits(model), trained, SHARE[dtype]),
-        "allowed": SHARE[dtype],
-    }
+    allowed = SHARE[dtype]
+    same = {"difference": _require_close(directory, probe_logits(model), trained, allowed), "allowed": allowed}
     if logged is None:
         return same
     model.set_attn_implementation(logged.attention)  # which takes the training mask
@@ -100,15 +98,13 @@ def require_same(directory: Path, trained: Tensor, dtype: torch.dtype, device: t
         with torch.autocast(model.device.type, torch.bfloat16, enabled=rounded):
             loss = held_out_loss(model, logged.batches)
     except torch.OutOfMemoryError:
-        log.warning(
-            f"{directory}: no memory for the losses of the model that was read back; only its logits were compared"
-        )
+        fact = "no memory for the losses of the model that was read back"
+        log.warning(f"{directory}: {fact}; only its logits were compared")
         return same
     close = CLOSE_IN_HALF if logged.in_half or dtype != torch.float32 else CLOSE
     if not abs(loss - logged.loss) <= close * max(1.0, logged.loss):
-        raise _other_model(
-            directory, f"its loss of the held-out examples is {loss:.5f}, and training logged {logged.loss:.5f}"
-        )
+        fact = f"its loss of the held-out examples is {loss:.5f}, and training logged {logged.loss:.5f}"
+        raise _other_model(directory, fact)
     return {**same, "loss": loss}
 
 

@@ -62,7 +62,11 @@ def free_memory(cgroup: Path = _CGROUP) -> int:
 
 
 class Writer:
-    """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`."""
+    """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`.
+
+    A thread that is joined, not an executor's: a future is done before its thread lets go of the pinned copies, and pinned memory
+    must not be freed while a graph is captured (app/training/cuda_graph.py).
+    """
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -159,9 +163,8 @@ def named_alike(found: dict[str, Tensor], model: nn.Module, path: Path) -> dict[
                 raise _unknown(path, f"it has no weight {name}")
             alike[name] = found.get(name, found[names[id(weight)]])
             if weight.shape != alike[name].shape:
-                raise _unknown(
-                    path, f"its {name} has the shape {list(alike[name].shape)}, the model's {list(weight.shape)}"
-                )
+                shape, own = list(alike[name].shape), list(weight.shape)
+                raise _unknown(path, f"its {name} has the shape {shape}, the model's {own}")
     return alike
 
 
@@ -175,9 +178,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unknown(path: Path, fact: str) -> CheckpointError:
-    return CheckpointError(
-        path, f"{fact}: another version of this program, or another stage, wrote it", "start anew with --force"
-    )
+    fact = f"{fact}: another version of this program, or another stage, wrote it"
+    return CheckpointError(path, fact, "start anew with --force")
 
 
 def load_optimizer(optimizer: Optimizer, path: Path) -> None:

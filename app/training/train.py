@@ -249,31 +249,26 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     about = {"mask": mask, "origin": loaded.origin if init_run == "base" else init_run, "run": run.id,
              "steps": kept_step, "objective": section.objective.model_dump(), "data": counts["source"]}  # fmt: skip
     dtype = pick_dtype(job.profile.model.dtype, loaded.device)
-    finished = loop.whole_model()
     saved = None
-    if ranks.main:
-        plain = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE))
-        rows = plain.passes(held_out)
-        logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
-                        section.layers, merged=section.lora is not None)  # fmt: skip
-        losses_of_base: dict[str, float] = {}
-        if in_4bit:
-            finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
-            heartbeat.phase("save")
+    try:
+        finished = loop.whole_model()
+        if ranks.main:
+            plain = replace(steps_of, rank=0, world=1, shapes=(), row_tokens=min(steps_of.row_tokens, DENSE))
+            rows = plain.passes(held_out)
+            logged = Logged(losses[kept_step], (prepared(loop.eval_collator(some)) for some in rows), attention, bf16,
+                            section.layers, merged=section.lora is not None)  # fmt: skip
+            losses_of_base: dict[str, float] = {}
+            if in_4bit:
+                finished, logged, losses_of_base = _onto_whole(finished, whole().model, logged)
+                heartbeat.phase("save")
+            device = torch.device("cpu") if in_4bit else loaded.device  # where the whole base is
+            with heartbeat.beating("save"):
+                saved = checkpoint.save_final(finished, loaded.tokenizer, run.final, dtype=dtype, about=about,
+                                              logged=logged, device=device)  # fmt: skip
+            saved |= losses_of_base
+    finally:  # the last checkpoint is written meanwhile; after an error too it is complete before anybody reads it
         with heartbeat.beating("save"):
-            try:
-                saved = checkpoint.save_final(
-                    finished,
-                    loaded.tokenizer,
-                    run.final,
-                    dtype=dtype,
-                    about=about,
-                    logged=logged,
-                    device=torch.device("cpu") if in_4bit else loaded.device,  # where the whole base is
-                )
-            finally:  # the last checkpoint is written meanwhile
-                loop.writer.wait()
-        saved |= losses_of_base
+            loop.writer.wait()
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))
     train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]

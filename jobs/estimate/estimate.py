@@ -5,8 +5,7 @@ report sets the actual numbers beside it. The constants are measured (docs/log.m
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
@@ -89,9 +88,6 @@ class Estimate:
         has = f"{self.gpu} has {self.memory_gb:.0f}, {self.memory_gb * USABLE:.1f} of them usable"
         return f"needs about {self.peak_gb:.1f} GB on each GPU, and {has}"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "assumptions": list(self.assumptions)}
-
 
 def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     """The estimate for `gpus` GPUs called `gpu`, such as A100_SXM4, RTX_4090 or A100-40GB.
@@ -151,13 +147,6 @@ def _lengths(job: Job) -> tuple[float, float]:
     means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
     mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
     return mean, max(spreads)
-
-
-def _task_size(job: Job, task: str) -> tuple[int, int, int]:
-    """Items, and the tokens of one: with its prompt once, and with each choice in a row of its own."""
-    items, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
-    times = (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
-    return items, shared * times, separate * times
 
 
 def _peak(job: Job, gpu: Gpu) -> float:
@@ -233,10 +222,10 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
 def _score_seconds(job: Job, score: Score, place: Place) -> float:
     shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
-    tokens = 0.0
+    tokens, times = 0.0, (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
     for task in score.tasks:
-        size, shared, separate = _task_size(job, task)
-        items = min(size, score.limit or size)
+        size, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
+        items = min(size, score.limit or size) * times
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
     def seconds(tokens: float, half: bool, fast: bool = False) -> float:

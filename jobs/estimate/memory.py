@@ -139,9 +139,8 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     tokens = most_tokens(train, place)
     wide = 1.0 if half else 2.0
     layer = wide * shape.activation_bytes
-    if (
-        train.lora is not None
-    ):  # a frozen product keeps nothing, an adapter its input after dropout and what it makes of it
+    # A frozen product keeps nothing, an adapter its input after dropout and what it makes of it.
+    if train.lora is not None:
         kept = sum(inputs + train.lora.r for inputs, _ in _adapted(shape, train.lora))
         layer += wide * 2.0 * (kept - 2 * shape.hidden - shape.intermediate)
     if attention == "eager" or (attention == "auto" and shape.eager):
@@ -151,9 +150,8 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
         layers = 4.0 * shape.layers * shape.hidden + layer
     # In 4 bits one layer at a time is whole again, and the rest of the weights, the embeddings', stays float32.
     quantized = train.lora is not None and train.lora.quantization is not None
-    float32, in_4bit = shape.parameters, 0
-    if quantized:
-        float32, in_4bit = shape.embedding_parameters, shape.parameters - shape.embedding_parameters
+    float32 = shape.embedding_parameters if quantized else shape.parameters
+    in_4bit = shape.parameters - float32
     adapters = trained if train.lora is not None else 0
     parts = {
         "weights": (4.0 * (copies * float32 + adapters) + IN_4BIT * in_4bit) / shards,
@@ -165,9 +163,8 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
         "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
     }
     again = min(UNEVEN * uneven(train, place), MOST_UNEVEN) * parts["activations"]
-    if is_graphed(
-        train, attention, place
-    ):  # in a pool of their own, beside the first pass of each shape, which is none yet
+    # Graphs are in a pool of their own, beside the first pass of each shape, which is none yet.
+    if is_graphed(train, attention, place):
         parts["graphs"] = parts["activations"] + again
     else:
         parts[CACHED] = again

@@ -152,7 +152,10 @@ def test_make_runs_a_stage_in_a_container_where_an_engine_answers(warm: Path) ->
 
 def test_without_an_engine_make_runs_natively_and_prints_one_line(warm: Path) -> None:
     said = make("stage1", "PROFILE=ci", runs=warm, DOCKER_HOST="unix:///nowhere.sock")
-    assert "no container engine answers: running in .venv; RUNNER=docker insists" in said and "complete already" in said
+    assert (
+        "no container engine answers: running in .venv; RUNNER=docker runs in a container" in said
+        and "complete already" in said
+    )
     refused = make("stage1", "PROFILE=ci", "RUNNER=docker", runs=warm, code=2, DOCKER_HOST="unix:///nowhere.sock")
     assert "error: docker: no container engine answers" in refused
 

@@ -166,7 +166,7 @@ def _(w: World) -> Steps:
 @remedy(PROMPTS, "give a file such as jobs/prompts/samples.yaml", "see jobs/prompts/samples.yaml")
 def _(w: World) -> Steps:
     if w.text.startswith("see"):
-        w.write("p.yaml", "prompts: []\n")
+        w.write("p.yaml", "prompts:\n- {id: a, text: ' '}\n")
     yield lambda: read_prompts(w.path("p.yaml"))
     w.write("p.yaml", "prompts:\n- {id: a, text: b}\n")
     yield None

@@ -58,6 +58,13 @@ def _(w: World) -> Steps:
     yield lambda: w.cli("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--share", share)
 
 
+@remedy("app/commands/campaign.py", "leave one out")
+def _(w: World) -> Steps:
+    words = ("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--share", "0/2")
+    yield lambda: w.cli(*words, "--workers", 2)
+    yield lambda: w.cli(*words)
+
+
 @remedy(CAMPAIGN, "{}, or the path of a YAML file")
 def _(w: World) -> Steps:
     yield lambda: read_campaign("lookups")

@@ -228,7 +228,7 @@ def _(w: World) -> Steps:
     from app.data.tasks import Item
 
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
-    item = Item("piqa", "piqa/0", (), 0, (), "harness", f"zero {words}", ("x",), metric="acc_norm", chance=0.5)
+    item = Item((), 0, (), f"zero {words}", ("x",), "piqa", "piqa/0", "harness", metric="acc_norm", chance=0.5)
     some = [example(key) for key in "0f"]
     inside = [type(one)(one.prompt_ids, one.response_ids, one.key, f"{words} x") for one in some]  # not all of the item
     yield lambda: split(Guard([item], 13).drop(inside), 0.5)

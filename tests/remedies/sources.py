@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 
 from app.commands.textfiles import read_lines, read_pairs, require_text, require_writable, write_scored
-from app.data.sources import hub_rows, saved_rows
+from app.data.sources import hub_dataset, saved_rows
 from app.data.tasks import load_items
 from app.embedded import cache
 from app.embedded.wheels import Wheel, verified_wheel
@@ -76,8 +76,8 @@ def _(w: World) -> Steps:
         return datasets.Dataset.from_list([ROW])
 
     w.patch.setattr(datasets, "load_dataset", load_dataset)
-    yield lambda: hub_rows("wrong/name", None, "train")
-    yield lambda: hub_rows("right/name", None, "train")
+    yield lambda: hub_dataset("wrong/name", None, "train")
+    yield lambda: hub_dataset("right/name", None, "train")
     yield rows(w, [ROW])
 
 

@@ -26,7 +26,7 @@ PATIENCE: Seconds = 600.0  # for a supervisor that was asked to fetch: a pull ma
 @runs_option
 @click.pass_obj
 def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> None:
-    """Follow RUN; if it has no supervisor, such as after a reboot, take it over and continue.
+    """Follow RUN, or take it over if it has no supervisor. It has none after a reboot, for example.
 
     Without RUN: the one that is open. Ctrl-C while following only ends the following.
     """
@@ -39,7 +39,7 @@ def attach(wiring: Wiring, run: str | None, detach: bool, runs_dir: Path) -> Non
 @runs_option
 @click.pass_obj
 def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None:
-    """End RUN: a checkpoint, a last pull, and its machine is destroyed until its absence is proven.
+    """End RUN and destroy its machine. A checkpoint, a last pull, then the machine is destroyed until its absence is proven.
 
     The request is written to disk first. If the run has no supervisor, this command ends it.
     """
@@ -65,7 +65,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
 @runs_option
 @click.pass_obj
 def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
-    """Fetch now what is new of RUN: metrics, logs, the newest complete checkpoint.
+    """Fetch now what is new of RUN. Metrics, logs, the newest complete checkpoint.
 
     Nothing else is done to the run; its supervisor, if it has one, is asked to fetch.
     """

@@ -35,7 +35,7 @@ MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
 @click.pass_obj
 def doctor(wiring: Wiring, image: str | None, ssh_key: Path | None, no_engine: bool, policy_file: Path | None,
            runs_dir: Path) -> None:  # fmt: skip
-    """Check what a rented run needs: programs, key and its scopes, clock, disk, secrets, image. Nothing is rented.
+    """Check what a rented run needs; nothing is rented. Programs, key and its scopes, clock, disk, secrets, image.
 
     One line each: ok, missing (with the remedy), or unknown. Exit code 2 if something is missing.
     """

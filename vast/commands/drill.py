@@ -33,7 +33,7 @@ from vast.records import drill as drills
 from vast.records.drill import Drill
 from vast.records.reap import Reaper
 from vast.records.report import RunReport
-from vast.records.run_dir import Folder, is_open
+from vast.records.run_dir import Folder
 from vast.secrets import Secret
 from vast.session.signals import EXIT_INTERRUPTED, Left, Signals, write_now
 from vast.supervisor.journal import records
@@ -74,7 +74,7 @@ class DrillOptions(RentOptions):
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
-    """Try the live market for a few cents and compare it with what this program assumes.
+    """Try the live market for a few cents. What is seen is compared with what this program assumes.
 
     Rents the cheapest machine that fits, runs stage1 of profile ci, kills the supervisor on purpose, resumes, destroys the
     machine, and prints a table of what was assumed and seen. Exit code 1: something differs, or a machine
@@ -120,7 +120,7 @@ def _run(folder: Folder, wiring: Wiring, plan: Plan, release: Any) -> int:
     left = _nothing_left(folder, wiring, crew)
     rows = drills.compare(_evidence(folder, crew.killed_at, left))
     _print(folder, rows)
-    return 0 if drills.as_assumed(rows) and not is_open(folder) else EXIT_BUG
+    return 0 if drills.as_assumed(rows) and _is_closed(folder) else EXIT_BUG
 
 
 @dataclass
@@ -172,12 +172,18 @@ class _Crew:
 
     def end(self) -> None:
         """Wait until one of the processes has closed the run; else close it in this process."""
-        if is_open(self.folder):
+        if not _is_closed(self.folder):
             self.ask_for_the_end()
         while self.alive():
             self.wiring.clock.sleep(POLL)
-        if is_open(self.folder):
+        if not _is_closed(self.folder):
             start.supervise(self.folder, self.wiring, None, background=False, ending=True)
+
+
+def _is_closed(folder: Folder) -> bool:
+    with suppress(UserError):
+        return folder.state().phase is Phase.CLOSED
+    return False  # a journal that is gone or cannot be read does not prove the end
 
 
 def _job_runs(folder: Folder) -> bool:

@@ -53,7 +53,7 @@ POLICY_NAME = "vast/local/policy.yaml"
 @click.pass_obj
 def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cache: str, readable: tuple[str, ...],
           labels: tuple[str, ...], policy_file: Path | None, runs_dir: Path, yes: bool, **options: Any) -> None:  # fmt: skip
-    """Run STAGE in a container of this machine under the supervisor: watched, restarted, fetched and removed.
+    """Run STAGE in a container here, under the supervisor. It is watched, restarted, fetched and removed.
 
     It needs a container engine and neither an account nor ssh. Ctrl-C asks for the end: a checkpoint, a last pull, and the
     container is removed; a second Ctrl-C leaves, and `attach` continues.

@@ -37,7 +37,7 @@ TERMINAL = tuple(Column(name, right=name not in ("gpu", "place"), drop=_DROP.get
 def offers(wiring: Wiring, stage: str | None, profile: str, image: str | None, gpu: str | None, gpus: int,
            min_vram: float | None, max_price: float | None, disk: float, interruptible: bool, max_cost: float | None,
            max_hours: float | None, policy_file: Path | None, limit: int) -> None:  # fmt: skip
-    """Show offers that fit now, cheapest first; with a STAGE also what it would cost there."""
+    """Show offers that fit now, cheapest first. With a STAGE also what it would cost there."""
     policy = policies.load(policy_file, caps(max_cost, max_hours))
     job = None if stage is None else resolve(stage, profile)
     query = plans.query_of(policy, gpu=gpu, gpus=gpus, min_vram_gb=min_vram or 0.0, max_price=max_price, disk_gb=disk,

@@ -57,10 +57,19 @@ def options(*added: Callable[[F], F]) -> Callable[[F], F]:
 
 machine_options = options(
     click.option("--gpu", metavar="NAME", help="Such as A100_SXM4. Default: whatever fits."),
-    click.option("--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N"),
+    click.option(
+        "--gpus", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="GPUs of the machine."
+    ),
     click.option("--min-vram", type=POSITIVE, metavar="GB", help="Memory of one GPU, at least."),
     click.option("--max-price", type=POSITIVE, metavar="DOLLARS", help="Per hour. The policy's bound holds as well."),
-    click.option("--disk", type=Finite(min=8), default=plans.DISK_GB, show_default=True, metavar="GB"),
+    click.option(
+        "--disk",
+        type=Finite(min=8),
+        default=plans.DISK_GB,
+        show_default=True,
+        metavar="GB",
+        help="Disk of the machine.",
+    ),
     click.option("--interruptible", is_flag=True, help="A cheaper machine that can be taken away."),
 )
 hours_option = click.option("--max-hours", type=POSITIVE, metavar="HOURS", help="In place of the policy's caps.hours.")

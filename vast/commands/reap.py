@@ -24,7 +24,9 @@ SKEW = 300.0  # seconds between two clocks that are worth a message
 @runs_option
 @click.pass_obj
 def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None, runs_dir: Path) -> None:
-    """Destroy machines with our label that are past their deadline, or whose run is kept here without a supervisor.
+    """Destroy rented machines that no supervisor looks after.
+
+    Those with our label that are past their deadline, or whose run is kept here without a supervisor.
 
     A run of another machine is spared until its deadline, by the service's clock; a run with a living supervisor here
     always. Continues until each is gone, seen twice. Prints nothing while all is well. Exit code 0: nothing is left to

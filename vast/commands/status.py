@@ -33,7 +33,7 @@ JOB_LOG = Path("host") / "job.log"  # in a fetched run
 @runs_option
 @click.pass_obj
 def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> None:
-    """The state of RUN, or of every rented run, from their journals, without a network."""
+    """The state of RUN, or of every rented run. From their journals, without a network."""
     runs_dir = runs_dir.absolute()
     chosen = folders(runs_dir) if run is None else [find(runs_dir, run)]
     found = [statuses.status(folder, wiring.clock) for folder in chosen]
@@ -59,7 +59,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
 @runs_option
 @click.pass_obj
 def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
-    """Stages, campaigns and rented runs with their dollars, and what to do next: from the files here, asking nobody."""
+    """Stages, campaigns, rented runs, and what to do next. With dollars; from the files here, without a network."""
     if not runs_dir.is_dir():
         begin = make_command("demo", runs_dir=runs_dir)
         raise RunStateError(runs_dir, "no such directory, so no run", f"correct --runs-dir, or begin there: {begin}")
@@ -81,7 +81,7 @@ def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
 @runs_option
 @click.pass_obj
 def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: bool, runs_dir: Path) -> None:
-    """Print the log of RUN's job: from the host while there is one, else what was fetched."""
+    """Print the log of RUN's job. From the host while there is one, else what was fetched."""
     folder = find(runs_dir.absolute(), run)
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
     answered = False

@@ -124,7 +124,9 @@ class RentOptions(JobOptions):
 @click.option("--detach", is_flag=True, help="Watch in the background; the terminal may be closed.")
 @click.pass_obj
 def up(wiring: Wiring, /, detach: bool, **options: Any) -> None:
-    """Rent a machine, run STAGE on it, or the runs of a CAMPAIGN, watch it, fetch everything, and destroy the machine.
+    """Rent a machine and run STAGE, or a CAMPAIGN, on it.
+
+    It is watched, everything is fetched, and the machine is destroyed.
 
     A campaign is the name of a file in jobs/campaigns, or the path of a YAML file. Runs that are complete here are passed
     over, there too.

@@ -52,9 +52,8 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
                   tuple((stage, *_counts(runs), _newest(runs)) for stage, runs in by_stage.items()))]  # fmt: skip
     if campaigns or cells:
         columns = Column("campaign"), Column("cells", right=True), *_NUMBERS, Column("newest", least=12)
-        listed = {
-            _job(run).get("fingerprint"): run for run in (*by_stage.get("stage1", ()), *cells)
-        }  # the newest of each
+        # the newest of each; a damaged stage.yaml may hold anything
+        listed = {str(_job(run).get("fingerprint")): run for run in (*by_stage.get("stage1", ()), *cells)}
         rows = []
         for name, one in campaigns.items():
             known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
@@ -110,8 +109,7 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
               if one.phase == "broken"]  # fmt: skip
     for stage, runs in by_stage.items():
         state = runs[-1].state() if runs else "complete"
-        profile = str((_job(runs[-1]).get("profile") or {}).get("name") or "") if runs else ""
-        again = make_command(stage, profile=profile or None, runs_dir=runs_dir)
+        again = make_command(stage, profile=_profile(runs), runs_dir=runs_dir)
         if state == "interrupted":
             found.append(f"resume {runs[-1].id}: {again} RESUME=1")
         elif state == "failed":
@@ -121,11 +119,19 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
         f"go on with campaign {name}: make campaign CAMPAIGN={name}{runs_setting(runs_dir)}" for name in unfinished
     ]
     missing = next((stage for stage, runs in by_stage.items() if not runs), None)
-    if missing is not None and not cells:
-        found.append(f"run the next stage: {make_command(missing, runs_dir=runs_dir)}")
+    known = sorted((run for runs in by_stage.values() for run in runs), key=lambda run: run.age_key)
+    # A stage may start from one that is running; on another profile it would find no run to start from.
+    if missing is not None and not cells and all(run.state() != "running" for run in known):
+        found.append(f"run the next stage: {make_command(missing, profile=_profile(known), runs_dir=runs_dir)}")
     if any(run.state() == "complete" for runs in (*by_stage.values(), cells) for run in runs):
         found.append(f"read the results: {make_command('report', runs_dir=runs_dir)}")
     return found
+
+
+def _profile(runs: Sequence[RunDir]) -> str | None:
+    """Of the newest run."""
+    record = _job(runs[-1]).get("profile") if runs else None
+    return str(record.get("name") or "") or None if isinstance(record, dict) else None
 
 
 def _job(run: RunDir) -> dict[str, Any]:

@@ -16,12 +16,18 @@ from vast.simulate.faults import MODES, STEPS, schedule
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--seeds", default=2000, show_default=True, type=click.IntRange(1), help="How many, from 0.")
-@click.option("--policy", "path", type=click.Path(path_type=Path), help="A policy file, laid over vast/policy.yaml.")
+@click.option("--seeds", default=2000, show_default=True, type=click.IntRange(1), metavar="N", help="How many, from 0.")
+@click.option(
+    "--policy",
+    "path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A policy file, laid over vast/policy.yaml.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-@click.option("--seed", type=int, help="Replay this one, with its time line.")
+@click.option("--seed", type=int, metavar="N", help="Replay this one, with its time line.")
 @click.option("--processes", default=min(8, os.cpu_count() or 1), type=click.IntRange(1),
-              show_default="the processors, at most 8")  # fmt: skip
+              metavar="N", show_default="the processors, at most 8", help="Worlds at a time.")  # fmt: skip
 def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, processes: int) -> None:
     """Run the supervisor in simulated worlds full of faults."""
     try:

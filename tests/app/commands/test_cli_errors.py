@@ -46,6 +46,7 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["nothing"], ["No such command 'nothing'", "see python -m app --help"]),
         (["run"], ["Missing argument 'STAGE...'", "see python -m app run --help"]),
+        (["check", "--limit"], ["requires an argument", "see python -m app check --help"]),
         (["run", "stage1", "--limt", "3"], ["No such option", "--limt", "--limit"]),
         (["run", "stage33"], ['unknown stage "stage33"', "did you mean", "known: stage1"]),
         (["run", "stage1", "--profile", "cii"], ['unknown profile "cii"', 'did you mean "ci"?']),

@@ -105,6 +105,8 @@ def test_an_accuracy_that_the_items_do_not_give_is_refused(results_dir: Path) ->
 def test_what_is_not_there_is_named(runs_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(RunStateError, match="no campaign your has run here; name one of these: mine"):
         collect(runs_dir, "your", tmp_path)
+    with pytest.raises(RunStateError, match="no campaign reading has run here; run: make campaign CAMPAIGN=reading"):
+        collect(tmp_path, "reading", tmp_path)
     with pytest.raises(DataError, match=r"your/runs\.tar\.xz: no such file; give --collect too"):
         rebuild(tmp_path, ["your"])
     (tmp_path / "torn").mkdir()

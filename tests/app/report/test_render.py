@@ -319,6 +319,15 @@ def report_of_seed(runs_dir: Path, seed: int) -> float:
     return at["stage3b/prefix"] - at["stage3a/causal"]
 
 
+def test_a_summary_without_its_fingerprint_is_reported_and_what_its_run_took_is_counted(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path, stage, minute=minute) for minute, stage in enumerate(("stage1", "stage2"))]
+    summary = runs[1].read_summary()
+    del summary["fingerprint"], summary["run"]
+    (runs[1].path / "summary.json").write_text(json.dumps(summary))
+    spent = build_report(tmp_path).study.spent
+    assert spent.runs == 2 and spent.seconds == sum(run.read_summary()["seconds"] for run in runs)
+
+
 def edit_job(run: RunDir, **keys: object) -> None:
     path = run.path / "stage.yaml"
     job = strict_yaml.read(path, str(path))

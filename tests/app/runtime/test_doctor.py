@@ -75,8 +75,6 @@ def test_a_machine_without_a_gpu_lacks_nothing_either(tmp_path: Path) -> None:
         ((0, GPU.format(535)), (0, ENGINE), "12.8", "image and GPU", "needs 580; on a data center GPU build VARIANT=compat"),
         ((0, GPU.format(470)), (0, ENGINE), "12.8", "image and GPU", "the image's CUDA 13.0 needs 580; update the driver"),
         ((0, GPU.format(580)), (0, "29.1 "), "13.0", "engine and GPU", "install the NVIDIA container toolkit"),
-        ((127, ""), (1, "cannot connect"), "13.0", "engine", "no engine answers (cannot connect); install or start one"),
-        ((127, ""), (127, ""), "13.0", "engine", "no docker on PATH; install or start one, or run without: RUNNER=native"),
     ],
 )  # fmt: skip
 def test_each_lack_of_gpu_and_engine_is_a_line_with_its_remedy(
@@ -85,6 +83,15 @@ def test_each_lack_of_gpu_and_engine_is_a_line_with_its_remedy(
     torch_of(monkeypatch, tmp_path, cuda)
     found = lines(machine(tmp_path, gpu, engine), tmp_path)
     assert found[name][0] == "missing" and text in found[name][1], found[name]
+
+
+@pytest.mark.parametrize(
+    ("engine", "text"),
+    [((127, ""), "no docker on PATH; stages run without a container; for containers install one"),
+     ((1, "cannot connect"), "docker does not answer (cannot connect); stages run without a container; for containers start one")],
+)  # fmt: skip
+def test_stages_run_without_a_container_engine(engine: tuple[int, str], text: str, tmp_path: Path) -> None:
+    assert lines(machine(tmp_path, engine=engine), tmp_path)["engine"] == ("ok", f"none: {text}")
 
 
 def test_the_image_is_not_asked_for_an_engine(tmp_path: Path) -> None:
@@ -136,10 +143,11 @@ def test_the_command_ends_with_2_where_something_is_missing_and_names_no_value(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "value-0123456789")
-    monkeypatch.setattr(command_room, "_run", lambda argv: (127, ""))
+    monkeypatch.setattr(command_room, "_run", lambda argv: (9, "no driver"))
     done = command("doctor", "--runs-dir", tmp_path / "runs")
     assert done.code == 2 and "WANDB_API_KEY is set" in done.out and "value-0123456789" not in done.out + done.err
-    assert re.search(r"^missing  engine +no docker on PATH", done.out, re.MULTILINE)
+    assert re.search(r"^missing  gpu .*no driver", done.out, re.MULTILINE)
+    monkeypatch.setattr(command_room, "_run", lambda argv: (127, ""))
     assert command("doctor", "--no-engine", "--runs-dir", tmp_path / "runs").code == 0
 
 

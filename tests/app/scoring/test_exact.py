@@ -16,9 +16,10 @@ from app.attention.backends import NAMES, register
 from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.model.products import KINDS, Products, fast_products
-from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate
+from app.scoring.evaluate import _WEIGHTS, _rounding, evaluate, pairs_of
 from app.scoring.exact import LEAST, Exact, exact_choices
 from app.scoring.loglikelihood import Scored
+from app.scoring.token_cache import requests_of
 from jobs.config.profile import ModelSource
 from jobs.config.schema import LEAKING, NOT_LEAKING, Score
 from tests.app.conftest import shallow
@@ -177,7 +178,11 @@ def test_results_that_are_not_one_for_each_request_are_refused() -> None:
                       [known(exact), lambda items: [*known(exact)(items), exact[0]]])  # fmt: skip
 
 
-MADE: dict[str, Any] = {"model": "base", "model_run": None, "seed": 0, "label": "x"}
+def evaluated(loaded: Any, items: Any, mask: Any, settings: Score, **options: Any) -> Any:
+    made = requests_of(loaded.tokenizer, pairs_of(items), settings.format)
+    return evaluate(loaded, items, made, mask, settings, label="x", model="base", model_run=None, seed=0, **options)
+
+
 # Of winogrande. bfloat16 changes the choice of the second under causal and bidirectional and of the fourth under prefix, on
 # the real model's first six layers on one CPU.
 ITEMS, LAYERS = (0, 3, 10, 16), 6
@@ -193,8 +198,8 @@ def test_float32_s_choices_are_made_on_real_pairs_under_every_mask(
     items = [found[at] for at in ITEMS]
     settings = Score(masks=["causal"], tasks=["winogrande"], bootstrap=50)
     for mask in NOT_LEAKING + LEAKING:
-        entry, got = evaluate(whole, items, mask, settings, **MADE, exact=True)
-        _, want = evaluate(whole, items, mask, settings, **MADE)
+        entry, got = evaluated(whole, items, mask, settings, exact=True)
+        _, want = evaluated(whole, items, mask, settings)
         for metric in _WEIGHTS:
             assert [s[f"pred_{metric}"] for s in got] == [s[f"pred_{metric}"] for s in want]
         for sample, other in zip(got, want, strict=True):
@@ -232,8 +237,8 @@ def test_a_pass_whose_attention_ignores_the_mask_decides_nothing(
         load_items("arc_easy", limit=64, format="harness"),
         Score(masks=["prefix"], tasks=["arc_easy"], bootstrap=50),
     )
-    entry, samples = evaluate(small(), items, "prefix", settings, **MADE, exact=True)
-    _, want = evaluate(small(), items, "prefix", settings, **MADE)
+    entry, samples = evaluated(small(), items, "prefix", settings, exact=True)
+    _, want = evaluated(small(), items, "prefix", settings)
     for metric in _WEIGHTS:
         assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
     assert entry["exact"]["first"] == "bfloat16x3"
@@ -244,8 +249,8 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
     whole = small()
     settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=64, bootstrap=50, exact=True)
     items = [item for task in settings.tasks for item in load_items(task, limit=64, format="harness")]
-    entry, samples = evaluate(whole, items, "causal", settings, **MADE, exact=True)
-    whole_entry, want = evaluate(whole, items, "causal", settings, **MADE)
+    entry, samples = evaluated(whole, items, "causal", settings, exact=True)
+    whole_entry, want = evaluated(whole, items, "causal", settings)
     for metric in _WEIGHTS:
         assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
     rescored = [s["arithmetic"] == "float32" for s in samples]
@@ -260,7 +265,4 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         move = max(abs(a - b) for a, b in zip(sample["logprobs"], other["logprobs"], strict=True))
         moves[sample["arithmetic"]] = max(moves.get(sample["arithmetic"], 0.0), move)
     assert moves["float32"] < 1e-5 < moves["float16"] < 0.1
-    assert (
-        "exact"
-        not in evaluate(whole, items[:1], "causal", settings.model_copy(update={"tasks": ["arc_easy"]}), **MADE)[0]
-    )
+    assert "exact" not in evaluated(whole, items[:1], "causal", settings.model_copy(update={"tasks": ["arc_easy"]}))[0]

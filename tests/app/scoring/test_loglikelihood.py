@@ -17,8 +17,9 @@ from app.attention.mask import Document, layout
 from app.data.tasks import load_items
 from app.model.load import Loaded, load
 from app.scoring.encode import ENCODERS, Request, encode_harness, encode_reference, require_fits
-from app.scoring.evaluate import evaluate
+from app.scoring.evaluate import evaluate, pairs_of
 from app.scoring.loglikelihood import _LOGITS, Count, Scored, _evaluated, _Running, loglikelihood
+from app.scoring.token_cache import requests_of
 from jobs.config.profile import ModelSource
 from jobs.config.schema import TASK_NAMES, Score
 from jobs.errors import DataError
@@ -217,8 +218,9 @@ def test_what_does_not_fit_is_refused_not_cut(model_of: Any) -> None:
 def test_an_evaluation_adds_up(smol: Loaded, format: str) -> None:
     settings = Score(masks=["causal"], tasks=["arc_easy", "winogrande"], limit=3, format=format, bootstrap=50)  # type: ignore[arg-type]
     items = [i for t in settings.tasks for i in load_items(t, format=format, limit=3)]  # type: ignore[arg-type]
+    made = requests_of(smol.tokenizer, pairs_of(items), format)  # type: ignore[arg-type]
     entry, samples = evaluate(
-        smol, items, "causal", settings, label="base/causal", model="base", model_run=None, seed=0
+        smol, items, made, "causal", settings, label="base/causal", model="base", model_run=None, seed=0
     )
     assert [s["id"] for s in samples] == [i.id for i in items]
     for task, result in entry["tasks"].items():

@@ -52,9 +52,11 @@ def test_there_are_24_prompts_and_the_question_first_holds_the_same_words() -> N
     ("text", "said"),
     [
         ("prompts: []", "expected a list that is not empty"),
-        ("other: 1", "expected a list that is not empty"),
+        ("other: 1", "other: unknown key; known: prompts"),
+        ("{}", "prompts: missing, expected a list that is not empty"),
         ("prompts:\n  - {id: a, text: ' '}", r"prompts\[0\]: expected"),
-        ("prompts:\n  - {id: a, text: b, more: c}", r"prompts\[0\]: expected"),
+        ("prompts:\n  - {id: a, text: b, more: c}", r"prompts\[0\].more: unknown key"),
+        ("prompts:\n  - {id: 1, text: b}", r"prompts\[0\].id: expected text, found 1"),
         ("prompts:\n  - {id: a, text: b}\n  - {id: a, text: c}", r"prompts\[1\]: the id a is there twice"),
     ],
 )

@@ -97,7 +97,12 @@ def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, t
     plan = command("campaign", "ci", "--runs-dir", runs, "--plan", "--workers", 2).fine()
     assert "4 to run on H200: at most 0.1 h, 0.1 h with 2 workers; 0.25 dollars at 2.5 an hour" in plan
     command("campaign", "cj", "--runs-dir", runs).refused('unknown campaign "cj"')
+    half = command("campaign", "ci", "--runs-dir", runs, "--plan", "--share", "1/2").fine()
+    assert "2 runs, 0 of them complete" in half
+    assert "share 1/2 of the 4 runs; the shares are 0/2 to 1/2: start each" in half
     command("campaign", "ci", "--runs-dir", runs, "--share", "2/2").refused("expected I/N, with I from 0 to N - 1")
+    command("campaign", "ci", "--runs-dir", runs, "--share", "1/2", "--workers", 2).refused("found both; leave one out")
+    command("campaign", "ci", "--runs-dir", runs, "--plan", "--gpu", "H2000").refused("no such GPU")  # and no table
     for option, value in (("--share", "0/5"), ("--workers", 5)):
         command("campaign", "ci", "--runs-dir", runs, option, value).refused(
             f"{option}: 5 parts, and the campaign has 4 runs; make it 4 at most")  # fmt: skip
@@ -165,7 +170,7 @@ def test_the_workers_get_a_share_each_and_their_failure_is_reported(
     words = ["campaign", "ci", "--runs-dir", str(tmp_path / "runs"), "--plan"]
     deal(words, [None, None], tmp_path / "logs", stop=StopFlag(), look=lambda: looks.append(1))
     said = [(tmp_path / "logs" / f"worker-{part}.log").read_text() for part in (0, 1)]
-    assert all("4 runs, 0 of them complete" in text for text in said) and looks
+    assert all(f"share {part}/2 of the 4 runs" in text for part, text in enumerate(said)) and looks
     with pytest.raises(RunEnded, match=r"2 of 2 workers failed, see .*worker-0.log") as error:
         deal(["campaign", "cj"], ["0", "1"], tmp_path / "logs", stop=StopFlag(), look=lambda: None)
     assert error.value.exit_code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -92,6 +93,15 @@ def test_a_long_training_has_more_shapes_than_a_short_one() -> None:
     assert shapes_of(rows * 20, 8, (3, 2), 1000, 2) == (Shape(40, 16), Shape(80, 40))
     # Of equally wide rows those with few response tokens may have a shape of their own.
     assert shapes_of([(80, 8), (80, 79)] * 50, 8, (3, 2), 1000, 24) == (Shape(80, 8), Shape(80, 79))
+
+
+@pytest.mark.timeout(60)  # a second; comparing all pairs again after each union took minutes
+def test_the_shapes_of_a_long_training_of_long_rows_are_found_in_no_time() -> None:
+    rng = random.Random(0)
+    rows = [(rng.randrange(1, 16384), rng.randrange(1, 16384)) for _ in range(2000)]
+    shapes = shapes_of(rows, 128, (642_000_000, 168_000_000), 1.5e14, 24)
+    assert 1 < len(shapes) <= 24
+    assert all(any(tokens <= s.columns and wanted <= s.responses for s in shapes) for tokens, wanted in rows)
 
 
 def test_a_row_is_padded_to_its_shape_and_padding_counts_for_nothing() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import threading
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from app.runtime.ending import RunEnded
 from app.stage.run import run_stage
 from app.training import checkpoint, snapshot
+from app.training.loop import TrainingLoop
 from jobs.config.load import resolve
 from jobs.errors import ConfigError, DiskFull
-from jobs.runs.rundir import RunDir
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app import oracle
 from tests.app.conftest import make_model
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -210,6 +212,34 @@ def test_the_last_checkpoint_is_written_beside_final_and_its_error_ends_the_run(
     with pytest.raises(DiskFull, match="no space left") if full else nullcontext():
         train(tmp_path, "stage3b", "train.save_every=1")
     assert order[:2] == ["final", "checkpoint"]
+
+
+def test_an_error_before_final_is_written_ends_training_after_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """What comes after the error uploads the run's checkpoints, and may begin another run in this process."""
+    awaited, write = threading.Event(), snapshot._write
+
+    def fail(self: Any) -> Any:
+        raise MemoryError("no room for the whole model")
+
+    def late(path: Path, state: Any) -> None:
+        assert awaited.wait(60)
+        write(path, state)
+
+    @contextmanager
+    def waiting(what: str) -> Iterator[None]:
+        awaited.set()
+        yield
+
+    monkeypatch.setattr(snapshot, "_write", late)
+    monkeypatch.setattr(snapshot, "waiting", waiting)
+    monkeypatch.setattr(TrainingLoop, "whole_model", fail)
+    try:
+        with pytest.raises(MemoryError):
+            train(tmp_path, "stage3b", "train.save_every=3")
+        (run,) = list_runs(tmp_path)
+        assert checkpoint.is_complete(run.checkpoints / "checkpoint-3")
+    finally:
+        awaited.set()
 
 
 def test_a_training_that_stopped_by_itself_is_not_gone_on_with_when_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

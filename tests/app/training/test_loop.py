@@ -346,6 +346,24 @@ def test_a_signal_and_a_save_see_every_step_read_although_they_are_read_late(mod
     assert [path.name for path in complete_checkpoints(loop.directory)] == ["checkpoint-4", "checkpoint-6"]
 
 
+def test_a_signal_after_the_last_step_was_launched_is_a_checkpoint_of_that_step(model_of: Any, tmp_path: Path) -> None:
+    log: Any = Log()
+    recorder = Recorder(log, StopFlag(), Heartbeat(log))
+    loop = prepared_loop(model_of("llama"), tmp_path, recorder=recorder, max_steps=5, save_every=2,
+                         optimizer=lambda m: MasterAdamW(parameter_groups(m, 0.0), lr=1e-3))  # fmt: skip
+    loop.late = 1
+    beat = loop._beat
+
+    def then_a_signal(step: int) -> None:
+        beat(step)
+        recorder.stop.name = "SIGTERM" if step == 5 else None
+
+    loop._beat = then_a_signal  # type: ignore[method-assign]
+    loop.run()
+    assert loop.stopped
+    assert [path.name for path in complete_checkpoints(loop.directory)] == ["checkpoint-4", "checkpoint-5"]
+
+
 def test_the_heart_beats_through_an_evaluation(model_of: Any, tmp_path: Path) -> None:
     from itertools import count
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def test_fp32_is_far_slower_than_bf16() -> None:
 def test_every_shipped_job_has_an_estimate_that_json_can_hold(stage: str, profile: str) -> None:
     found = estimate(job(stage, profile), "H200")
     assert found.fits and found.hours is not None and 0 < found.hours < 24
-    assert json.loads(json.dumps(found.to_dict()))["gpu"] == "H200"
+    assert json.loads(json.dumps(asdict(found)))["gpu"] == "H200"
     assert isinstance(found, Estimate)
 
 

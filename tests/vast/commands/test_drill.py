@@ -18,12 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from jobs.errors import UserError
 from tests.vast.fakes.command_line import IMAGE, World
 from tests.vast.fakes.fake_market import KEY, Rental
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.host import ROOT
 from tests.vast.fakes.machines import FastClock, Machines
-from vast.commands.drill import CALLS, TABLE, DrillOptions
+from vast.commands.drill import CALLS, TABLE, DrillOptions, _Crew
 from vast.records.run_dir import Folder, folders
 
 # Rows of the table that measure seconds, which a fast clock makes many of.
@@ -285,6 +286,15 @@ def test_a_journal_that_nobody_can_read_leaves_no_machine(played: dict[str, Scen
     scene = played["journal"]
     assert scene.file("code") == "2" and "DELETE accepted" in scene.file("err")
     assert "is no record of a journal" in scene.file("err")
+
+
+def test_a_journal_that_is_gone_does_not_prove_the_end(world: World) -> None:
+    folder = Folder(world.runs, "stage1-20261123-101500-3f9a")
+    folder.path.mkdir(parents=True)
+    crew = _Crew(folder, world.wiring())
+    with pytest.raises(UserError):  # to which `_nothing_left` answers with what the market lists
+        crew.end()
+    assert folder.down.exists()  # for a supervisor that still lives
 
 
 def test_a_drill_that_fails_itself_ends_the_run_first(played: dict[str, Scene]) -> None:

@@ -36,6 +36,14 @@ def test_a_run_is_rented_watched_fetched_and_destroyed(world: World) -> None:
     assert world.folder.lines.read_text() == done.stdout
 
 
+def test_the_shell_pins_host_keys_under_the_machine_that_there_is(world: World) -> None:
+    seen: set[tuple[int | None, int]] = set()
+    world.shell.on_look = lambda look: seen.add((world.contexts[0].instance(), world.fake.market.living()[0].id))
+    assert world.vast(*UP).exit_code == 0
+    assert seen and all(pinned == living for pinned, living in seen), seen
+    assert world.contexts[0].instance() is None
+
+
 def test_the_contract_has_the_host_image_the_label_and_the_switch(world: World) -> None:
     world.vast(*UP, "--max-cost", "5", "--max-hours", "4", "--disk", "77")
     (rental,) = world.fake.market.rentals.values()

@@ -208,6 +208,16 @@ def test_a_failed_run_is_listed_whole_but_for_older_checkpoints(tmp_path: Path) 
     assert all(entry["sha256"] for entry in found.values())
 
 
+def test_of_the_directories_of_a_running_job_only_the_final_model_is_listed(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for name in ("final", "extra"):
+        (run / name).mkdir()
+        (run / name / "file").write_text(name)
+    job(tmp_path, runs=True)
+    found = listed(tmp_path, everything=True).keys()
+    assert f"{RUN}/final/file" in found and f"{RUN}/extra/file" not in found
+
+
 def test_when_the_job_is_over_the_newest_checkpoint_takes_the_place_of_a_held_one(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     make_checkpoint(run, 100)

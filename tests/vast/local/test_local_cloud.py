@@ -91,6 +91,11 @@ def test_what_the_engine_will_not_make_is_refused_in_its_words(fake: FakeEngine,
     assert (made.outcome, made.instance_id) == ("refused", None) and "No such image" in made.message
 
 
+def test_an_engine_that_fails_at_a_create_may_have_made_a_container(fake: FakeEngine, cloud: LocalCloud) -> None:
+    fake.odd["POST /containers/create"] = lambda handler: handler.refuse(500, "context deadline exceeded")
+    assert cloud.create(1, CONTRACT).outcome == "unclear"
+
+
 def test_what_does_not_start_exists_all_the_same(fake: FakeEngine, cloud: LocalCloud) -> None:
     words = 'could not select device driver "" with capabilities: [[gpu]]'
     fake.odd["POST /containers/.*/start"] = lambda handler: handler.refuse(500, words)

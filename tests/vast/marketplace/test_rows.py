@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,11 @@ def test_a_search_is_filtered_here_too(cloud: VastAI, fake: FakeVast, monkeypatc
     for number, change in enumerate([{}, {"dph_base": 0.9}, *wrong], start=1):
         fake.market.add_offer(number, **fits | change)
     query = OfferQuery("a100_sxm4", 1, 80, 1.5, 0.97, 500, 10, 40, banned_machines=frozenset({666}))
+    wider = rows.filters(replace(query, regions=("DE", "US"), cpu_arch="amd64", datacenter=True))
+    assert wider["geolocation"] == {"in": ["DE", "US"]} and wider["cpu_arch"] == {"eq": "amd64"}
+    assert wider["datacenter"] == {"eq": True} and wider.keys() - rows.filters(query).keys() == {
+        "geolocation", "cpu_arch", "datacenter"
+    }  # fmt: skip
     monkeypatch.setattr(
         fake.market, "search", lambda _: [row | {"dph_total": row["dph_base"]} for row in fake.market.offers.values()]
     )
@@ -69,6 +75,7 @@ def test_a_search_is_filtered_here_too(cloud: VastAI, fake: FakeVast, monkeypatc
         and sent["duration"] == {"gte": 36000}
         and sent["gpu_ram"] == {"gte": 80000}
     )
+    assert sent["inet_down"] == {"gte": 500} and sent["reliability"] == {"gte": 0.97}
     assert sent["dph_total"] == {"lte": 1.5} and sent["allocated_storage"] == 40 and sent["type"] == "on-demand"
 
 

@@ -49,7 +49,7 @@ def test_counts_by_state_and_names_what_to_do_next(tmp_path: Path) -> None:
     assert todo[0].startswith("see why stage3b/20260102-030405 failed (")
     assert todo[0].endswith(f"make stage3b PROFILE=embedded RUNS={tmp_path}")
     assert todo[1:] == [
-        f"run the next stage: make stage2 RUNS={tmp_path}",
+        f"run the next stage: make stage2 PROFILE=embedded RUNS={tmp_path}",
         f"read the results: make report RUNS={tmp_path}",
     ]
 
@@ -59,7 +59,8 @@ def test_a_running_run_shows_its_progress_and_an_interrupted_one_how_to_resume(t
     with RunDir.create(tmp_path, "stage1", NOW) as run:
         run.heartbeat(20, 600, None, None, "train")
         shown = text(tmp_path)
-    assert "running: train 20 of 600" in shown
+    assert "running: train 20 of 600" in shown and "run the next stage" not in shown
+    assert f"run the next stage: make stage3b PROFILE=embedded RUNS={tmp_path}" in text(tmp_path)  # it ended
     assert f"resume stage2/20260102-030405: make stage2 PROFILE=embedded RUNS={tmp_path} RESUME=1" in shown
 
 
@@ -105,6 +106,15 @@ def test_damaged_files_hide_nothing(tmp_path: Path) -> None:
     (tmp_path / "campaigns").mkdir()
     (tmp_path / "campaigns" / "mine.json").write_text("{torn")
     assert rows(text(tmp_path))["stage1"][2] == "1"
+
+
+def test_a_job_with_odd_values_hides_nothing(tmp_path: Path) -> None:
+    run = write(tmp_path, "stage1")
+    (run.path / "stage.yaml").write_text("fingerprint: [a]\nprofile: odd\n")
+    (tmp_path / "campaigns").mkdir()
+    (tmp_path / "campaigns" / "mine.json").write_text(json.dumps({"cells": 1, "fingerprints": ["a"], "runs": []}))
+    shown = rows(text(tmp_path))
+    assert shown["stage1"][3] == "1" and shown["mine"][:5] == ["1", "-", "-", "-", "-"]
 
 
 def test_the_page_is_escaped_and_stands_alone(tmp_path: Path) -> None:
