@@ -92,12 +92,14 @@ class Uploads(AbstractContextManager["Uploads"]):
         found = {"uploaded": self.uploaded, "failed": self.failed, "skipped": self.skipped, "bytes": self.bytes}
         return {} if self.store is None else {"artifacts": found}
 
-    def abandon(self) -> None:
-        """Give up the checkpoint that is being uploaded: the run is complete, and needs none."""
+    def abandon(self, patience: float = 0.0) -> None:
+        """Give up the checkpoint that is being uploaded: the run is complete, and needs none. It is `pending` until its upload
+        has noticed, for which this waits `patience` seconds at most."""
         self._given_up.set()
         with self._changed:
             self._waiting = None
             self._changed.notify_all()
+            self._changed.wait_for(lambda: self._current is None, patience)
 
     def _work(self) -> None:
         while True:

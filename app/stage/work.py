@@ -36,6 +36,9 @@ from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
+LETTING_GO = (
+    30.0  # seconds that an upload has to notice that it is given up; the checkpoint that it holds longer stays here
+)
 
 
 def work(
@@ -67,7 +70,7 @@ def work(
         torch.manual_seed(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
-        stage.uploads.abandon()  # the result follows, and needs no checkpoint
+        stage.uploads.abandon(LETTING_GO)  # the result follows, and needs no checkpoint
         stage.drop_checkpoints()
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
     if section is not None:

@@ -56,7 +56,8 @@ def overview(runs_dir: Path, stages: Sequence[str], rented: Sequence[RunStatus])
         listed = {str(_job(run).get("fingerprint")): run for run in (*by_stage.get("stage1", ()), *cells)}
         rows = []
         for name, one in campaigns.items():
-            known = [listed[key] for key in one.get("fingerprints", ()) if key in listed]
+            prints = one.get("fingerprints")
+            known = [listed[str(key)] for key in (prints if isinstance(prints, list) else ()) if str(key) in listed]
             runs = sorted(known, key=lambda run: run.age_key) if "fingerprints" in one else cells
             rows.append((name, str(one.get("cells") or "-"), *_counts(runs), _newest(runs)))
         parts.append(Part("Campaigns", columns, tuple(rows or [("-", "-", *_counts(cells), _newest(cells))])))

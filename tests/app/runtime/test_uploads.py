@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,6 +97,25 @@ def test_a_slow_store_holds_one_checkpoint_and_only_the_newest_waits(run: RunDir
     faults.open.set()
     until(lambda: uploads.uploaded == 2)
     assert uploaded(faults, run) == [4, 1] and uploads.skipped == 2
+
+
+def test_a_given_up_upload_is_waited_for_so_that_its_checkpoint_can_be_removed(run: RunDir, faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    uploads = uploading(run)
+    faults.open.clear()
+    first = checkpoint(run, 1)
+    uploads.checkpoint(first)
+    until(lambda: len(faults.paths) == 1)
+    uploads.abandon()
+    assert uploads.pending == {first}
+    wait_for = uploads._changed.wait_for
+
+    def opened(ready: Any, patience: float) -> bool:
+        faults.open.set()  # the store moves on once somebody waits
+        return wait_for(ready, patience)
+
+    monkeypatch.setattr(uploads._changed, "wait_for", opened)
+    uploads.abandon(60.0)
+    assert uploads.pending == frozenset()
 
 
 def test_an_unreachable_store_is_one_line_for_a_checkpoint_and_the_next_is_tried(

@@ -135,6 +135,7 @@ def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
     assert losses(run) == undisturbed
     kept = json.loads((run / "metrics.json").read_text())["artifacts"]
     assert kept["uploaded"] + kept["skipped"] > 0 == kept["failed"]
+    assert not (run / "checkpoints").exists()
 
     third = finish(tmp_path / "third", *artifacts, "--continue")  # and now it is complete
     assert third.returncode == 0 and "complete already" in third.stdout, third.stdout + third.stderr

@@ -113,8 +113,11 @@ def test_a_job_with_odd_values_hides_nothing(tmp_path: Path) -> None:
     (run.path / "stage.yaml").write_text("fingerprint: [a]\nprofile: odd\n")
     (tmp_path / "campaigns").mkdir()
     (tmp_path / "campaigns" / "mine.json").write_text(json.dumps({"cells": 1, "fingerprints": ["a"], "runs": []}))
+    (tmp_path / "campaigns" / "odd.json").write_text(json.dumps({"cells": 2, "fingerprints": 7}))
+    (tmp_path / "campaigns" / "odder.json").write_text(json.dumps({"cells": 3, "fingerprints": [["a"], {}]}))
     shown = rows(text(tmp_path))
     assert shown["stage1"][3] == "1" and shown["mine"][:5] == ["1", "-", "-", "-", "-"]
+    assert shown["odd"][0] == "2" and shown["odder"][0] == "3"
 
 
 def test_the_page_is_escaped_and_stands_alone(tmp_path: Path) -> None:
