@@ -69,6 +69,7 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
         wanted = found is not None and found.checkpointing is not False
         train = train.model_copy(update={"gradient_checkpointing": wanted})
     if train is not None and found is not None and found.no_graphs:
+        log.info("train.graph: auto is false here: the memory is too small for CUDA graphs")
         train = train.model_copy(update={"graph": False})
     return replace(job, stage=job.stage.model_copy(update={"train": train}),
                    profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip

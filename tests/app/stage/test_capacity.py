@@ -222,7 +222,8 @@ def test_checkpointing_that_is_left_open_is_as_the_estimate_found_and_never_on_a
     assert not taken(auto)
 
 
-def test_graphs_that_are_left_open_are_left_out_where_memory_lacks() -> None:
+def test_graphs_that_are_left_open_are_left_out_where_memory_lacks(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     asked = resolve("stage5b", "ministral-3b", sets=["train.gradient_checkpointing=false"])
     (few, many) = (estimate_on(asked, Gpu("TEST", 989, 67, memory_gb, 4800)) for memory_gb in (94, 141))
     assert (few.fits, few.no_graphs, many.no_graphs) == (True, True, False)
@@ -234,7 +235,7 @@ def test_graphs_that_are_left_open_are_left_out_where_memory_lacks() -> None:
     )
     assert "without CUDA graphs, for which the memory is too small" in few.assumptions
     graphs = [job.stage.train.graph for job in (resolved(asked, few, 1), resolved(asked, many, 1)) if job.stage.train]
-    assert graphs == [False, "auto"]
+    assert graphs == [False, "auto"] and caplog.text.count("train.graph: auto is false here") == 1
     wanted = estimate_on(resolve("stage5b", "ministral-3b", sets=["train.gradient_checkpointing=false", "train.graph=true"]),
                          Gpu("TEST", 989, 67, 94, 4800))  # fmt: skip
     assert wanted.fits is False and not wanted.no_graphs
