@@ -175,7 +175,7 @@ def _rival(one: Line) -> str:
 
 
 def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
-    """Missing runs by name, and what weakens the answer."""
+    """What is missing, and what weakens the answer."""
     found = []
     if any(run.random_weights for part in parts for study in part.settings for run in study.runs):
         found.append(
@@ -185,7 +185,9 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
         found.append(f"Not run: the campaigns {', '.join(not_run)}; run: `make campaign CAMPAIGN={not_run[0]}`.")
     for part in parts:
         if part.missing:
-            found.append(f"Of the campaign {part.campaign} these runs are missing: {'; '.join(part.missing)}.")
+            some = f"{part.left} of {part.cells} runs" if part.left else "runs"
+            remedy = f"run: `make campaign CAMPAIGN={part.campaign}`"
+            found.append(f"Of the campaign {part.campaign} {some} are missing, which the last table names; {remedy}.")
     for one in declared:
         if one.seeds < 3:
             found.append(

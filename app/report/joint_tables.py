@@ -49,6 +49,15 @@ class Part:
         return self.study.spent.dollars or self.study.spent.seconds / 3600 * price
 
     @property
+    def cells(self) -> int:
+        return int(self.study.ledger.get("cells") or 0)
+
+    @property
+    def left(self) -> int:
+        """How many of `cells` are not there, of all profiles of the campaign."""
+        return max(0, self.cells - len({_place(entry) for entry in self.study.ledger.get("runs") or []}))
+
+    @property
     def missing(self) -> list[str]:
         """The runs of the matrix that are not there, the seeds of each together; their number alone where the campaign's
         settings are not as this version reads them. A profile without any run has no part of its own: the first one names it."""
@@ -57,8 +66,7 @@ class Part:
         try:
             every = [one.place for one in cells(Campaign.model_validate(ledger.get("settings")), self.campaign)]
         except (ConfigError, ValidationError):
-            left = int(ledger.get("cells") or 0) - len(done)
-            return [f"{left} runs"] if left > 0 else []
+            return [f"{self.left} runs"] if self.left else []
         here, begun = self.study.profile, {profile for profile, *_ in done}
         others = {place["profile"] for place in every} - begun if here == min(begun, default=here) else set()
         seeds: dict[str, list[str]] = {}

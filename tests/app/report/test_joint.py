@@ -226,7 +226,10 @@ def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> Non
     record.write_text(json.dumps(ledger | {"settings": {"of": "another version"}}))
     (part,) = joint_of(tmp_path)
     assert part.missing == ["2 runs"]
-    assert "Of the campaign mine these runs are missing: 2 runs." in joint_page([part]).cautions
+    assert (
+        "Of the campaign mine 2 of 4 runs are missing, which the last table names; run: `make campaign CAMPAIGN=mine`."
+        in joint_page([part]).cautions
+    )
 
 
 def test_the_markdown_shows_each_plot_as_a_file_in_light_and_dark(tmp_path: Path, parts: list[Part]) -> None:
