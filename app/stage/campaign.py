@@ -111,9 +111,8 @@ def run_cells(
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
     """
-    failed: list[
-        tuple[str, int]
-    ] = []  # not the errors: their tracebacks hold the models, and the next run needs the memory
+    # Not the errors: their tracebacks hold the models, and the next run needs the memory.
+    failed: list[tuple[str, int]] = []
     for number, cell in enumerate(cells, 1):
         place = f"[{number}/{len(cells)}] {cell.name}"
         try:

@@ -36,9 +36,8 @@ from jobs.estimate.estimate import Estimate
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
-LETTING_GO = (
-    30.0  # seconds that an upload has to notice that it is given up; the checkpoint that it holds longer stays here
-)
+# Seconds that an upload has to notice that it is given up; the checkpoint that it holds longer stays here.
+LETTING_GO = 30.0
 
 
 def work(

@@ -123,6 +123,7 @@ def shapes_of(
         held = sizes.setdefault((columns, tile), [columns, 0, 0])
         held[1:] = max(held[1], wanted, 1), held[2] + 1
     shapes = np.array(list(sizes.values()), dtype=float)  # columns, responses, rows
+    # Each keeps its nearest: a long training has 1,500 sizes, of which all pairs would be compared again after each union.
     gone = np.zeros(len(shapes), dtype=bool)
     nearest, least = np.zeros(len(shapes), dtype=int), np.full(len(shapes), np.inf)  # and what the union with it pads
 

@@ -70,20 +70,19 @@ ROUNDING = 3.0
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-@pytest.mark.parametrize("name", ["llama", "nine-heads", "gemma3-hybrid", "mistral-window"])
+@pytest.mark.parametrize("name", ["llama", "nine-heads", "heads-of-128", "gemma3-hybrid", "mistral-window"])
 def test_compiled_flex_steps_equal_dense_ones_without_compiling_again(name: str, bf16: bool, model_of: Any, tmp_path: Path) -> None:  # fmt: skip
     data, other = long_examples(12), long_examples(9, 1)  # of other lengths
     torch.compiler.reset()
     more = {
         "nine-heads": {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
+        "heads-of-128": {"head_dim": 128},  # which have block sizes of their own (app/attention/backends.py)
         # It divides its scores by the root of a number of its own, made for heads of 8 in tests/app/conftest.py.
         "gemma3-hybrid": {"query_pre_attn_scalar": 64},
     }.get(name, {})
-    kind = "llama" if name == "nine-heads" else name
-    dense, eager, fast = (
-        model_of(kind, attention, head_dim=64, max_position_embeddings=1024, initializer_range=0.1, **more).cuda()
-        for attention in ("sdpa", "eager", "sdpa")
-    )
+    kind = "llama" if name in ("nine-heads", "heads-of-128") else name
+    sizes = {"head_dim": 64, "max_position_embeddings": 1024, "initializer_range": 0.1, **more}
+    dense, eager, fast = (model_of(kind, attention, **sizes).cuda() for attention in ("sdpa", "eager", "sdpa"))
     speed_up(fast)
     exact = [step_of(dense, tmp_path, False, some) for some in (data, other)]
     loop = a_loop(fast, tmp_path, bf16)

@@ -325,12 +325,18 @@ def test_an_optimizer_that_guards_the_weights_leaves_them_as_they_were_although_
         assert all(torch.equal(third[0][k], v) for k, v in model.state_dict().items())
 
 
-def test_a_signal_and_a_save_see_every_step_read_although_they_are_read_late(model_of: Any, tmp_path: Path) -> None:
-    log: Any = Log()
+def read_late(model: Any, directory: Path, log: Any, steps: int) -> tuple[TrainingLoop, Recorder]:
+    """A loop of the optimiser that guards its own numbers, which reads each step one step late, as on a GPU."""
     recorder = Recorder(log, StopFlag(), Heartbeat(log))
-    loop = prepared_loop(model_of("llama"), tmp_path, recorder=recorder, max_steps=9, save_every=2,
+    loop = prepared_loop(model, directory, recorder=recorder, max_steps=steps, save_every=2,
                          optimizer=lambda m: MasterAdamW(parameter_groups(m, 0.0), lr=1e-3))  # fmt: skip
     loop.late = 1
+    return loop, recorder
+
+
+def test_a_signal_and_a_save_see_every_step_read_although_they_are_read_late(model_of: Any, tmp_path: Path) -> None:
+    log: Any = Log()
+    loop, recorder = read_late(model_of("llama"), tmp_path, log, 9)
     saved: list[tuple[int, int]] = []
     real = loop._save
 
@@ -347,11 +353,7 @@ def test_a_signal_and_a_save_see_every_step_read_although_they_are_read_late(mod
 
 
 def test_a_signal_after_the_last_step_was_launched_is_a_checkpoint_of_that_step(model_of: Any, tmp_path: Path) -> None:
-    log: Any = Log()
-    recorder = Recorder(log, StopFlag(), Heartbeat(log))
-    loop = prepared_loop(model_of("llama"), tmp_path, recorder=recorder, max_steps=5, save_every=2,
-                         optimizer=lambda m: MasterAdamW(parameter_groups(m, 0.0), lr=1e-3))  # fmt: skip
-    loop.late = 1
+    loop, recorder = read_late(model_of("llama"), tmp_path, Log(), 5)
     beat = loop._beat
 
     def then_a_signal(step: int) -> None:

@@ -17,6 +17,7 @@ from app.training.objective import Teacher, from_hidden, objective
 from jobs.config.schema import Objective
 from tests.app.training.test_loop import examples, nll, prepared_loop
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SMALL = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=8, max_position_embeddings=128, pad_token_id=0, initializer_range=0.5)  # fmt: skip
 
@@ -69,6 +70,25 @@ def test_padding_among_the_response_tokens_counts_for_nothing(kl: float, chunk: 
     for whole in (True, False):
         for got, want in zip(run(whole, True), run(whole, False), strict=True):
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, needs_gpu])])
+def test_a_float32_output_layer_in_bfloat16_gets_a_float32_gradient(device: str) -> None:
+    """On a GPU scaled and cast in one compiled pass; elsewhere one after the other, rounded once more."""
+    torch.manual_seed(0)
+    hidden = torch.randn(37, 16, dtype=torch.bfloat16, device=device).requires_grad_()
+    weight = torch.randn(101, 16, device=device).requires_grad_()
+    targets = torch.randint(101, (37,), device=device)
+
+    def gradients(loss: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss / 77, (hidden, weight))
+
+    got = gradients(from_hidden(hidden, weight, targets, ce=1.0, kl=0.0).total)
+    logits = hidden.float() @ weight.to(torch.bfloat16).float().T
+    want = gradients(torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+    assert [one.dtype for one in got] == [torch.bfloat16, torch.float32]
+    for mine, exact in zip(got, want, strict=True):
+        assert (mine - exact).norm() < 0.01 * exact.norm()
 
 
 def test_only_what_is_trained_gets_a_gradient() -> None:
