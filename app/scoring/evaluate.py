@@ -16,6 +16,7 @@ import torch
 from app.data.tasks import Item
 from app.model.load import Loaded
 from app.model.products import KINDS, Products, fast_products
+from app.runtime import collector
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
@@ -112,6 +113,7 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
     return [(c.context, c.continuation) for item in items for c in item.choices]
 
 
+@collector.resting()
 def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request], mask: Mask, settings: Score, *, label: str,
              model: str, model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
              ranks: Ranks = ALONE, exact: bool = False) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
