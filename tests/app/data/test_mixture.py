@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from app.data import mixture
+from app.data.contents import contents_of
 from app.data.mixture import Prepared, prepare
 from app.runtime.ending import RunEnded
-from app.stage.contents import contents_of
 from app.stage.run import run_stage
 from app.training.batch import Schedule, shuffled
 from app.training.loop import TrainingLoop
