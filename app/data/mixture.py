@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from app.data.decontamination import Guard, together
+from app.data.decontamination import Guard, Overlap, together
 from app.data.examples import (
     BATCH,
     DataReport,
@@ -44,13 +44,13 @@ Check = Callable[[Sequence[TokenExample]], object]
 
 @dataclass
 class Source:
-    """The training examples of one source. `report` and `guard` count the examples that were read of it, once each."""
+    """The training examples of one source. `report` and `overlap` count the examples that were read of it, once each."""
 
     key: str
     examples: Sequence[TokenExample] | Stream
     weight: float | None
     report: DataReport
-    guard: Guard
+    overlap: Overlap
     met: int = 0  # of a stream: examples of its first pass
 
 
@@ -81,7 +81,7 @@ class Prepared:
         total: Counter[str] = Counter()
         each = []
         for one, share, number in zip(self.sources, self.shares, drawn or [0] * len(self.sources), strict=True):
-            about = {**asdict(one.report), "overlap": one.guard.report}
+            about = {**asdict(one.report), "overlap": one.overlap.report}
             train = one.met if isinstance(one.examples, Stream) else len(one.examples)
             total.update({key: value for key, value in about.items() if isinstance(value, int)}, train=train)
             streamed = {"streamed": True, "passes": one.examples.passes} if isinstance(one.examples, Stream) else {}
@@ -90,7 +90,7 @@ class Prepared:
             return {**about, "train": total["train"], "eval": len(self.held_out)}
         alike = ("source", "format", "template")
         named = {key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in alike}
-        return {**named, **total, "overlap": together([one.guard for one in self.sources]), "eval": len(self.held_out),
+        return {**named, **total, "overlap": together([one.overlap for one in self.sources]), "eval": len(self.held_out),
                 "sources": each}  # fmt: skip
 
 
@@ -98,8 +98,8 @@ _HELD: dict[str, Prepared] = {}  # of this process, by `_key`; the one used last
 MOST_HELD = 4
 
 
-def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
-    return report.left_out | ({"that share text with evaluation items": guard.dropped} if guard.dropped else {})
+def _left_out(report: DataReport, overlap: Overlap) -> dict[str, int]:
+    return report.left_out | ({"that share text with evaluation items": overlap.dropped} if overlap.dropped else {})
 
 
 def prepare(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check = len) -> Prepared:
@@ -125,7 +125,7 @@ def prepare(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check =
         while len(_HELD) > MOST_HELD:
             del _HELD[next(iter(_HELD))]
     kept = "streamed" if held.streamed else str(len(held.examples))
-    dropped = sum((Counter(_left_out(one.report, one.guard)) for one in held.sources), Counter[str]())
+    dropped = sum((Counter(_left_out(one.report, one.overlap)) for one in held.sources), Counter[str]())
     log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(dropped) or 'none'}")
     return held
 
@@ -220,7 +220,7 @@ class _Reader:
         with waiting("compare with evaluation items"):
             examples = guard.drop(examples)
         if key == "data.train" or not examples:
-            kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
+            kept, out = split(examples, train.eval_fraction, _left_out(report, guard.overlap))
         else:  # of a small one of several there may be none to hold out
             kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
             if not kept:
@@ -228,11 +228,11 @@ class _Reader:
                 raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
         self.check(kept)
         self.check(out)
-        return Source(key, kept, source.weight, report, guard), out
+        return Source(key, kept, source.weight, report, guard.overlap), out
 
     def streamed(self, key: str, source: TrainData) -> tuple[Source, list[TokenExample]]:
         train = self.train
-        one = Source(key, [], source.weight, DataReport.of(source), self.guard.fresh())
+        one = Source(key, [], source.weight, DataReport.of(source), self.guard.fresh().overlap)
 
         def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
             for chunk in stream_examples(source, self.encoding, seen=Seen(RECENT, self.seen), report=report):
@@ -244,7 +244,7 @@ class _Reader:
         def read(turn: int) -> Iterator[TokenExample]:
             report, fresh = DataReport.of(source), self.guard.fresh()
             if turn == 0:  # again, where the stream goes back
-                one.report, one.guard, one.met = report, fresh, 0
+                one.report, one.overlap, one.met = report, fresh.overlap, 0
             for chunk in chunks(report, fresh):
                 for example in chunk:
                     if not is_held_out(example, train.eval_fraction):
