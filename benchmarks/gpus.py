@@ -21,7 +21,7 @@ import click
 
 from app.data.decontamination import Overlap
 from app.data.examples import DataReport
-from app.data.mixture import Prepared, Source
+from app.data.prepared import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
 from jobs.config.load import resolve
