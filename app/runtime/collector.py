@@ -1,4 +1,4 @@
-"""Python's collector of garbage, where it costs seconds and finds nothing: while a process starts, when it ends, in an evaluation.
+"""Python's collector of garbage, where it costs seconds and finds nothing: as a process starts and ends, and in an evaluation.
 
 torch and transformers make 400,000 objects that stay. Python's threshold of 700 has them walked over again and again while they
 are made, once more in every full collection of a run, and twice at the end, where the process gives them back anyway.
