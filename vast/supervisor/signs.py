@@ -30,7 +30,7 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
 
 
 def confirmed(state: RunState, sign: str) -> bool:
-    return any(name == sign and count >= 2 for name, count, _ in state.signs)
+    return bool(state.signs) and any(name == sign and count >= 2 for name, count, _ in state.signs)
 
 
 def unconfirmed(state: RunState) -> bool:

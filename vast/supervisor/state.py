@@ -248,7 +248,11 @@ def spent(state: RunState, t: Seconds) -> Dollars:
 
 def burn(state: RunState) -> Dollars:
     """Dollars per hour right now."""
-    return sum(part.price for part in (state.machine, state.intent, *state.doomed) if part is not None)
+    total = 0.0
+    for part in (state.machine, state.intent, *state.doomed):
+        if part is not None:
+            total += part.price
+    return total
 
 
 # ---- observations and actions --------------------------------------------------------------------------------------------
@@ -290,7 +294,7 @@ class Do(StrEnum):
     CLOSE = "close"  # pure
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Action:
     do: Do
     t: Seconds  # when it was decided
