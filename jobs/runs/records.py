@@ -45,8 +45,8 @@ _Exact = TypedDict("_Exact", {"passes": dict[str, Count], "rescored": Counted}, 
 _Evaluation = TypedDict("_Evaluation", {
     "label": Required[str], "model": Required[str], "mask": Required[str], "format": Required[str], "metric": Required[str],
     "tasks": Required[Annotated[dict[str, TaskScore], Field(min_length=1)]], "macro": Required[_Macro],
-    "items": Required[Positive], "seconds": Required[float], "items_per_s": Required[float], "tokens_per_s": Required[float], "tokens": Count,
-    "model_run": Text, "leaks": bool, "suite": str, "order": str, "shots": Count, "exact": _Exact | None,
+    "items": Required[Positive], "seconds": Required[float], "items_per_s": Required[float], "tokens_per_s": Required[float],
+    "tokens": Count, "model_run": Text, "leaks": bool, "suite": str, "order": str, "shots": Count, "exact": _Exact | None,
 }, total=False)  # fmt: skip
 _Source = TypedDict("_Source", {"source": str, "drawn": Count, "share": float})
 _Data = TypedDict("_Data", {"sources": list[_Source]}, total=False)
