@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from app.data.contents import contents_of
 from app.runtime.ending import RunEnded
-from app.stage.contents import contents_of
 from app.stage.run import run_stage
 from jobs.config.job import Job
 from jobs.config.load import resolve
