@@ -28,8 +28,6 @@ from app.stage.tracking import Tracking, require_installed
 from jobs.config.job import Job
 from jobs.config.terms import require_terms
 from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
-from jobs.lock import exclusive
-from jobs.runs.atomic import io_errors_reported
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
 
@@ -159,13 +157,12 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, 
 
 
 def _begin(found: Found, runs_dir: Path, started: datetime, *, insisting: bool) -> RunDir:
-    """A new run, in which every other process finds its job. Since `find` looked, another may have begun the same one."""
-    stage = found.job.stage.name
-    with io_errors_reported(runs_dir / stage), exclusive(runs_dir / stage / ".begin.lock"):
-        _refuse_concurrent_run(found.job, runs_dir, found.record["fingerprint"], insisting=insisting)
-        run = RunDir.create(runs_dir, stage, started, _serial())
-        with _outcome_recorded(run):
-            run.write_job(found.record)
+    """A new run, in which other processes find its job. Since `find` looked, torch was imported, for seconds: another may have
+    begun the same one."""
+    _refuse_concurrent_run(found.job, runs_dir, found.record["fingerprint"], insisting=insisting)
+    run = RunDir.create(runs_dir, found.job.stage.name, started, _serial())
+    with _outcome_recorded(run):
+        run.write_job(found.record)
     return run
 
 

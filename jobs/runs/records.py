@@ -83,17 +83,12 @@ _Campaign = TypedDict("_Campaign", {
     "cells": Count, "fingerprints": list[str], "runs": list[_Entry] | None, "settings": _Settings | None,
 }, total=False)  # fmt: skip
 
-_RUN, _SCORES, _LINE = "delete the run's directory, or restore the file", "score the stage again", "delete the line"
-_KINDS: dict[str, tuple[Any, str]] = {  # of a value, or of each line; and the remedy
-    "metrics.json": (list[_Metrics], _SCORES),
-    "samples": (list[_Sample], _SCORES),
-    "summary.json": (list[_Summary], _RUN),
-    "stage.yaml": (list[_Job], _RUN),
-    "train_log.jsonl": (list[_LogLine], _LINE),
-    "eval_log.jsonl": (list[_LogLine], _LINE),
-    "campaign": (list[_Campaign], "start the campaign again, or delete the file"),
-}
-_ADAPTERS = {kind: TypeAdapter(of, config=_STRICT) for kind, (of, _) in _KINDS.items()}
+_KINDS: dict[str, Any] = {  # of a value, or of each line
+    "metrics.json": list[_Metrics], "samples": list[_Sample], "summary.json": list[_Summary], "stage.yaml": list[_Job],
+    "train_log.jsonl": list[_LogLine], "eval_log.jsonl": list[_LogLine], "campaign": list[_Campaign],
+}  # fmt: skip
+_SCORES = "metrics.json", "samples"
+_ADAPTERS = {kind: TypeAdapter(of, config=_STRICT) for kind, of in _KINDS.items()}
 
 
 def read_campaign_file(path: Path) -> dict[str, Any]:
@@ -114,5 +109,7 @@ def checked(path: Path, value: Any, kind: str = "") -> Any:
         number, *key = wrong["loc"]
         place = f"{path}:{int(number) + 1}" if lines else str(path)
         fact = "is missing" if wrong["type"] == "missing" else f"is {wrong['input']!r:.80}: {wrong['msg']}"
-        raise DataError(place, f"key {'.'.join(map(str, key))!r} {fact}", _KINDS[kind][1]) from None
+        of_run = "score the stage again" if kind in _SCORES else "delete the run's directory, or restore the file"
+        remedy = "start the campaign again, or delete the file" if kind == "campaign" else of_run
+        raise DataError(place, f"key {'.'.join(map(str, key))!r} {fact}", remedy) from None
     return value
