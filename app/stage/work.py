@@ -178,6 +178,8 @@ class _Stage:
             self.job, loaded, context, eval_items=self._guarded(), init_run=self.init_runs[init], resume=resume,
             whole=lambda: self._load(init, dtype="float32", on_host=True),
         )  # fmt: skip
+        if self.estimate is not None and self.estimate.no_graphs:  # it was given `graph: false`, which nobody asked for
+            section["graph_reason"] = capacity.NO_GRAPHS
         self._write(section, [])
         self.drop_checkpoints()
         return section
