@@ -182,8 +182,15 @@ Supervision = Literal["alive", "lately", "nobody"]
 
 
 def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Supervision]:
-    """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago."""
-    return {one.run_id: _supervision(one, now, lately) for one in folders(runs_dir)}
+    """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago.
+
+    Without the runs whose lock cannot be read: those of another user are as those of another machine.
+    """
+    found: dict[str, Supervision] = {}
+    for one in folders(runs_dir):
+        with suppress(RunStateError):
+            found[one.run_id] = _supervision(one, now, lately)
+    return found
 
 
 def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:

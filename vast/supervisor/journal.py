@@ -203,6 +203,8 @@ def records(directory: Path) -> Iterator[Last]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise RunStateError(path, f"cannot be read: {error.strerror}", "ask its owner") from None
     lines.pop()  # empty, or torn
     newest = 0
     plan: Plan | None = None
