@@ -39,6 +39,7 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
 from vast.rental.image_needs import Needs
+from vast.rental.onstart import onstart
 from vast.shell.keys import require_usable
 from vast.supervisor.state import Plan
 
@@ -179,6 +180,10 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
+    if (
+        account.id is None and wiring.first_process is onstart
+    ):  # a key of another account could not be told from this one
+        raise preflight.MarketError("Vast.ai", "the account is shown without its number", preflight.UNSEEN)
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
