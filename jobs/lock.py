@@ -41,7 +41,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise RunStateError(path, f"cannot be read: {error.strerror}", "ask its owner") from None
+        raise RunStateError(path, f"cannot be read: {error.strerror}", "let this user read it") from None
 
 
 @contextmanager

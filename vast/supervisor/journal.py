@@ -204,7 +204,7 @@ def records(directory: Path) -> Iterator[Last]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise RunStateError(path, f"cannot be read: {error.strerror}", "ask its owner") from None
+        raise RunStateError(path, f"cannot be read: {error.strerror}", "let this user read it") from None
     lines.pop()  # empty, or torn
     newest = 0
     plan: Plan | None = None

@@ -251,6 +251,6 @@ def test_a_run_that_cannot_be_read_hides_no_machine(world: World, file: str) -> 
     assert done.exit_code == 0, done.output
     assert living(world) == set()
     shown = world.vast("status")
-    assert shown.exit_code == 0 and f"{file}: cannot be read: Is a directory; ask its owner" in shown.stderr, (
+    assert shown.exit_code == 0 and f"{file}: cannot be read: Is a directory; let this user read it" in shown.stderr, (
         shown.output
     )
