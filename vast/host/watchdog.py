@@ -59,7 +59,7 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
             number = signal.SIGTERM if act is Act.ASK else signal.SIGKILL
             tried(partial(world.signal_job, number), None)
         if act is Act.DESTROY:
-            outcome = tried(world.destroy, "it could not be sent")
+            outcome: str | None = tried(world.destroy, "it could not be sent")
             if outcome is None:
                 return
             world.say(f"DELETE {memory.deletes}: {outcome}")

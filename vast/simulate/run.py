@@ -137,6 +137,8 @@ class Seed:
                         supervisor = self._taken_over(supervisor)
                     if "killed" in world.active:
                         raise Crash
+                    if "paused" in world.active:
+                        self._paused(world.active.pop("paused").lasts)
                 break
             except Crash:
                 self._downtime()
@@ -210,10 +212,17 @@ class Seed:
         world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
         world.supervisor_down.append((world.now, world.now + seconds))
         world.advance_to(world.now + seconds)
-        # After a reboot only the wall clock measures the time in between: together with a jump of it, no code can know.
-        if (seconds > 600 or rebooted) and not world.happened["wall-jump"]:
+        if seconds > 600 or rebooted:
             self.clock.boots += 1
             self.clock.offset = world.now
+
+    def _paused(self, seconds: float) -> None:
+        """Our machine stands still: the supervisor holds its lock, and its monotonic clock does not count."""
+        world, seconds = self.world, min(seconds, LONGEST)
+        world.happened["paused"] += 1
+        world.supervisor_down.append((world.now, world.now + seconds))
+        self.clock.offset += seconds
+        world.advance_to(world.now + seconds)
 
 
 def _steps(supervisor: Watched) -> None:

@@ -134,7 +134,7 @@ class World:
             self._reap(fault)
         elif mode == "reboot":
             self.leave = fault
-        elif mode not in ("two-supervisors", "killed"):  # those the campaign acts on
+        elif mode not in ("two-supervisors", "killed", "paused"):  # those the campaign acts on
             if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
                 self.down.append((self.now, self.now + fault.lasts))
             self.at(self.now + fault.lasts, lambda: self._end(fault))

@@ -87,6 +87,10 @@ class RunClock:
     def t(self) -> Seconds:
         return self._clock.monotonic() - self._zero
 
+    def move_on(self, seconds: Seconds) -> None:
+        """Count time in which this machine's clock stood still."""
+        self._zero -= seconds
+
     def stamp(self) -> Stamp:
         return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())
 

@@ -256,7 +256,7 @@ def burn(state: RunState) -> Dollars:
 
 @dataclass(frozen=True)
 class Observation:
-    """One poll. None: no answer, or not asked; it never means "none". `t` is always right."""
+    """One poll. None: no answer, or not asked; it never means "none". `t`, when it began, is always right."""
 
     t: Seconds
     looked: bool = False
@@ -269,6 +269,9 @@ class Observation:
     # pending destroys whose host answered over ssh although the market shows them as gone
     answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer
+    ended: Seconds = (
+        0.0  # when the last answer was here: answers of two polls are as far apart as from this to the next `t`
+    )
 
 
 class Do(StrEnum):
