@@ -22,7 +22,7 @@ ENDPOINTS = (
 )  # fmt: skip
 # The assumed kinds of each field's value; "absent" where a field may be missing.
 NUMBERS = ("id", "machine_id", "num_gpus", "gpu_ram", "dph_total", "min_bid", "reliability", "inet_down", "inet_up",
-           "inet_down_cost", "duration", "direct_port_count", "cuda_max_good", "compute_cap")  # fmt: skip
+           "inet_down_cost", "inet_up_cost", "duration", "direct_port_count", "cuda_max_good", "compute_cap")  # fmt: skip
 OFFER = {**dict.fromkeys(NUMBERS, "number"), **dict.fromkeys(("gpu_name", "geolocation", "driver_version", "cpu_arch"), "text"),
          "hosting_type": "number null"}  # fmt: skip
 INSTANCE = {

@@ -149,7 +149,7 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
     """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
-    return Machine(found.id, found.machine_id, intent.price, intent.since)
+    return Machine(found.id, found.machine_id, intent.price, intent.since, up_cost=intent.up_cost)
 
 
 def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:
