@@ -129,7 +129,8 @@ class Supervisor:
         account = self.cloud.account()
         if account is not None and account.at is not None:
             t, sure = self._on_time(t, account.at)
-            account = account if sure else None
+            if not sure:
+                return Observation(t, True, self.asked())
         state, machine = self.state, self.state.machine
         instances = self.cloud.instances() if account is not None else None
         listed = {one.id: one for one in instances or ()}
@@ -154,14 +155,15 @@ class Supervisor:
 
     def _on_time(self, t: Seconds, at: Seconds) -> tuple[Seconds, bool]:
         """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended, a reboot set the wall
-        clock back), and whether it is sure: if our wall clock does not agree, only once the difference lasts."""
+        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts."""
         zero = self.state.service_zero
         if zero is None or at - zero - t < LAG:
             self._behind_since = None
             return t, True
         if self._behind_since is None:
             self._behind_since = t
-        if abs(self.clock.now() - at) >= LAG and t - self._behind_since < self.policy.confirm_after:
+        jumped = self.clock.now() - self.state.begun_wall - (at - zero)
+        if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
             return t, False
         self.run_clock.move_on(at - zero - t)
         self.state = self._unwatched(self.state)
