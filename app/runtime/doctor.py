@@ -118,7 +118,7 @@ def keys(machine: Machine) -> Iterator[Check]:
         elif (machine.home / file).is_file():
             yield Check("key", "ok", f"{name} is not set; {machine.home / file} is there")
         else:
-            yield Check("key", "ok", f"{name} is not set; for {purpose}: export {name}=...")
+            yield Check("key", "optional", f"{name} is not set; for {purpose}: export {name}=...")
 
 
 # ---- GPU, driver, engine

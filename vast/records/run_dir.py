@@ -165,8 +165,9 @@ def find(runs_dir: Path, run_id: str | None) -> Folder:
     open_ = [one for one in there if is_open(one)]
     if len(open_) != 1:
         names = [one.run_id for one in open_]
-        fact = f"{len(open_)} runs are open: {', '.join(names)}" if open_ else "no run is open"
-        raise RunStateError(runs_dir / VAST, fact, "name one; " + see)
+        if not open_:
+            raise RunStateError(runs_dir / VAST, "no run is open", see)
+        raise RunStateError(runs_dir / VAST, f"{len(open_)} runs are open: {', '.join(names)}", "name one; " + see)
     return open_[0]
 
 
