@@ -19,9 +19,9 @@ from typing import Any
 
 import click
 
-from app.data.decontamination import Guard
+from app.data.decontamination import Overlap
 from app.data.examples import DataReport
-from app.data.mixture import Prepared, Source
+from app.data.prepared import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
 from jobs.config.load import resolve
@@ -176,7 +176,7 @@ def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:
 
 def _prepared(train: Any, held_out: Any) -> Prepared:
     report = DataReport("random tokens", "alpaca", "plain")
-    return Prepared([Source("data.train", train, None, report, Guard([]))], held_out, [1.0])
+    return Prepared([Source("data.train", train, None, report, Overlap([], 13))], held_out, [1.0])
 
 
 if __name__ == "__main__":

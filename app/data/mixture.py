@@ -7,15 +7,16 @@ source that runs out begins again in another order; metrics.json has what was dr
 checked for every example of every source. Held out are examples of all sources, drawn by hash from them together.
 """
 
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from app.data.decontamination import Guard, together
+from app.data import array_cache
+from app.data.array_cache import kept
+from app.data.decontamination import Guard
 from app.data.examples import (
     BATCH,
     DataReport,
@@ -29,6 +30,7 @@ from app.data.examples import (
     stream_examples,
     words,
 )
+from app.data.prepared import Prepared, Source, key_of, lasts, left_out, pack, unpack
 from app.data.stream import RECENT, Stream
 from app.data.suites import suite_records, trains_on_suite
 from app.data.tasks import Item
@@ -36,116 +38,43 @@ from app.runtime.progress import Bar, waiting
 from jobs.config.job import Job
 from jobs.config.profile import TrainData
 from jobs.config.schema import Mask, Train
-from jobs.errors import ConfigError, DataError
+from jobs.errors import DataError
 
 log = logging.getLogger(__name__)
 Check = Callable[[Sequence[TokenExample]], object]
 
 
-@dataclass
-class Source:
-    """The training examples of one source. `report` and `guard` count the examples that were read of it, once each."""
-
-    key: str
-    examples: Sequence[TokenExample] | Stream
-    weight: float | None
-    report: DataReport
-    guard: Guard
-    met: int = 0  # of a stream: examples of its first pass
-
-
-@dataclass
-class Prepared:
-    sources: list[Source]
-    held_out: list[TokenExample]
-    shares: list[float] = field(default_factory=list)  # of each source in what is trained on; they sum to 1
-
-    @property
-    def streamed(self) -> bool:
-        return any(isinstance(one.examples, Stream) for one in self.sources)
-
-    @property
-    def examples(self) -> list[TokenExample]:
-        """All in memory."""
-        return [example for one in self.sources if not isinstance(one.examples, Stream) for example in one.examples]
-
-    def passes(self, epochs: float) -> float:
-        """Examples of so many passes. Raises ConfigError where the number of examples is not known."""
-        if self.streamed:
-            fact = "the number of examples of a streamed source is not known"
-            raise ConfigError("train.epochs", fact, "set train.max_steps alone, or take streaming out of data.train")
-        return epochs * len(self.examples)
-
-    def counts(self, drawn: Sequence[int] = ()) -> dict[str, Any]:
-        """For metrics.json: what was read, dropped and kept, of all sources together and of each. drawn: of each, in training."""
-        total: Counter[str] = Counter()
-        each = []
-        for one, share, number in zip(self.sources, self.shares, drawn or [0] * len(self.sources), strict=True):
-            about = {**asdict(one.report), "overlap": one.guard.report}
-            train = one.met if isinstance(one.examples, Stream) else len(one.examples)
-            total.update({key: value for key, value in about.items() if isinstance(value, int)}, train=train)
-            streamed = {"streamed": True, "passes": one.examples.passes} if isinstance(one.examples, Stream) else {}
-            each.append({**about, "train": train, "weight": one.weight, "share": share, "drawn": number, **streamed})
-        if len(each) == 1 and not self.streamed:
-            return {**about, "train": total["train"], "eval": len(self.held_out)}
-        alike = ("source", "format", "template")
-        named = {key: ", ".join(dict.fromkeys(str(one[key]) for one in each)) for key in alike}
-        return {**named, **total, "overlap": together([one.guard for one in self.sources]), "eval": len(self.held_out),
-                "sources": each}  # fmt: skip
-
-
-_HELD: dict[str, Prepared] = {}  # of this process, by `_key`; the one used last stands last
+_HELD: dict[str, Prepared] = {}  # of this process, by `key_of`; the one used last stands last
 MOST_HELD = 4
-
-
-def _left_out(report: DataReport, guard: Guard) -> dict[str, int]:
-    return report.left_out | ({"that share text with evaluation items": guard.dropped} if guard.dropped else {})
 
 
 def prepare(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check = len) -> Prepared:
     """The examples of the job's sources: those in memory are read, streams begin.
 
-    A control and its model, or the cells of a campaign, are trained on the same examples: what was read for one job
-    of this process is not read again for another where nothing that decides the examples differs.
+    A control and its model, or the cells of a campaign, are trained on the same examples: what was read for one job, in this
+    process or in another, is not read again for one where nothing that decides the examples differs.
 
     check: called with examples before they are used; raises for one that the model cannot read.
 
     Raises:
         DataError: unusable data.
     """
-    key = _key(job, tokenizer, eval_items)
+    key = key_of(job, tokenizer, eval_items)
     held = _HELD.pop(key, None) if key else None
     if held is None:
-        held = _read(job, tokenizer, eval_items, check)
-    else:
-        for examples in (held.examples, held.held_out):
-            check(examples)
+        read = partial(_read, job, tokenizer, eval_items, check)
+        path = array_cache.directory() / f"{key}.safetensors"
+        held = kept(path, read, partial(pack, job), partial(unpack, eval_items)) if key and lasts(tokenizer) else read()
+    for examples in (held.examples, held.held_out):
+        check(examples)
     if key and not held.streamed:
         _HELD[key] = held
         while len(_HELD) > MOST_HELD:
             del _HELD[next(iter(_HELD))]
-    kept = "streamed" if held.streamed else str(len(held.examples))
-    dropped = sum((Counter(_left_out(one.report, one.guard)) for one in held.sources), Counter[str]())
-    log.info(f"{kept} training examples, {len(held.held_out)} held out; dropped: {words(dropped) or 'none'}")
+    number = "streamed" if held.streamed else str(len(held.examples))
+    dropped = sum((Counter(left_out(one.report, one.overlap)) for one in held.sources), Counter[str]())
+    log.info(f"{number} training examples, {len(held.held_out)} held out; dropped: {words(dropped) or 'none'}")
     return held
-
-
-def _key(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
-    """A digest of all that the examples depend on; None for a tokenizer in Python, and for files whose content is not known."""
-    definition = getattr(tokenizer, "backend_tokenizer", None)
-    known = job.contents or all(one.source == "embedded" for one in job.profile.data.sources.values())
-    if definition is None or not known:
-        return None
-    stage = job.stage.model_dump(mode="json", exclude={"name", "title", "reference", "recipe", "init_from"})
-    assert stage["train"] is not None
-    stage["train"]["mask"] = stage["train"]["mask"] == "segment"
-    if stage["score"] is not None:
-        del stage["score"]["masks"]
-    parts = [json.dumps([stage, job.profile.data.model_dump(mode="json"), dict(job.contents)], sort_keys=True),
-             type(tokenizer).__name__, definition.to_str(), json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
-             str(getattr(tokenizer, "chat_template", None)),
-             json.dumps([[item.task, item.id, item.question, item.answers] for item in eval_items])]  # fmt: skip
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def _read(job: Job, tokenizer: Any, eval_items: Sequence[Item], check: Check) -> Prepared:
@@ -220,19 +149,17 @@ class _Reader:
         with waiting("compare with evaluation items"):
             examples = guard.drop(examples)
         if key == "data.train" or not examples:
-            kept, out = split(examples, train.eval_fraction, _left_out(report, guard))
+            kept, out = split(examples, train.eval_fraction, left_out(report, guard.overlap))
         else:  # of a small one of several there may be none to hold out
             kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
             if not kept:
                 fact = f"{train.eval_fraction} of {len(examples)} examples leaves the training side empty"
                 raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
-        self.check(kept)
-        self.check(out)
-        return Source(key, kept, source.weight, report, guard), out
+        return Source(key, kept, source.weight, report, guard.overlap), out
 
     def streamed(self, key: str, source: TrainData) -> tuple[Source, list[TokenExample]]:
         train = self.train
-        one = Source(key, [], source.weight, DataReport.of(source), self.guard.fresh())
+        one = Source(key, [], source.weight, DataReport.of(source), self.guard.fresh().overlap)
 
         def chunks(report: DataReport, guard: Guard) -> Iterator[list[TokenExample]]:
             for chunk in stream_examples(source, self.encoding, seen=Seen(RECENT, self.seen), report=report):
@@ -244,7 +171,7 @@ class _Reader:
         def read(turn: int) -> Iterator[TokenExample]:
             report, fresh = DataReport.of(source), self.guard.fresh()
             if turn == 0:  # again, where the stream goes back
-                one.report, one.guard, one.met = report, fresh, 0
+                one.report, one.overlap, one.met = report, fresh.overlap, 0
             for chunk in chunks(report, fresh):
                 for example in chunk:
                     if not is_held_out(example, train.eval_fraction):

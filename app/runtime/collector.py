@@ -1,4 +1,4 @@
-"""Python's collector of garbage, where it costs seconds and finds nothing: while a process starts, and when it ends.
+"""Python's collector of garbage, where it costs seconds and finds nothing: as a process starts and ends, and in an evaluation.
 
 torch and transformers make 400,000 objects that stay. Python's threshold of 700 has them walked over again and again while they
 are made, once more in every full collection of a run, and twice at the end, where the process gives them back anyway.
@@ -6,9 +6,11 @@ are made, once more in every full collection of a run, and twice at the end, whe
 
 import atexit
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
-_STARTING = 100_000  # objects more than were freed; what a command without a model leaves is still collected
+_RARELY = 100_000  # objects more than were freed; what a command without a model leaves is still collected
 _usual: tuple[int, int, int] | None = None  # Python's thresholds, while others hold
 
 
@@ -17,7 +19,7 @@ def begin() -> None:
     """Rest until `settle`, and at the end of the process."""
     global _usual
     _usual = gc.get_threshold()
-    gc.set_threshold(_STARTING)
+    gc.set_threshold(_RARELY)
     atexit.register(gc.freeze)  # before everything that is registered later, thus called last
 
 
@@ -28,3 +30,14 @@ def settle() -> None:
         gc.freeze()
         gc.set_threshold(*_usual)
         _usual = None
+
+
+@contextmanager
+def resting() -> Iterator[None]:
+    """Inside, collect rarely: results of 50,000 requests are made, kept, and walked over by each collection."""
+    usual = gc.get_threshold()
+    gc.set_threshold(_RARELY)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*usual)

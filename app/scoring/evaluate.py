@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 from app.data.tasks import Item
 from app.model.load import Loaded
 from app.model.products import KINDS, Products, fast_products
+from app.runtime import collector
 from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
@@ -33,6 +33,7 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
     "acc_norm": lambda logprob, tokens, chars: logprob / chars,
     "acc_token": lambda logprob, tokens, chars: logprob / tokens,
 }
+ARITHMETICS = (*KINDS, "float32")  # of the passes of an exact evaluation
 
 
 def _spans(sizes: Sequence[int]) -> list[range]:
@@ -66,20 +67,21 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
     }  # fmt: skip
 
 
-def _rounding(exact: Exact, gold: Sequence[tuple[bool, int]]) -> float:
-    """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
-    answers that were scored, and finite, in both arithmetics, for the share of tokens that was not.
+def _rounding(exact: Exact, gold: Sequence[tuple[int, int]]) -> float:
+    """How much a task's NLL per token may have moved by the faster products, in nats: for each of their passes, the mean absolute
+    movement of the right answers that a slower one scored too, and that are finite, for the share of tokens that it decided.
 
-    gold: of each item, whether it was scored again, and the index of its right answer's request.
+    gold: of each item, its index, and that of its right answer's request.
     """
-    first, scored = exact.first, exact.scored
-    tokens, left = (sum(first[i].n_tokens for i in some) for some in (
-        [i for _, i in gold], [i for again, i in gold if not again]))  # fmt: skip
-    both = [i for again, i in gold if again and math.isfinite(first[i].logprob)]
-    if not left:
-        return 0.0
-    moved = sum(abs(scored[i].logprob - first[i].logprob) for i in both) / sum(first[i].n_tokens for i in both)
-    return moved * left / tokens
+    items, at = (list(of) for of in zip(*gold, strict=True))
+    by, scored = exact.by[items], [exact.scored[i] for i in at]
+    tokens, decided = np.array([one.n_tokens for one in scored]), np.array([one.logprob for one in scored])
+    moved = 0.0
+    for number, logprobs in enumerate(exact.logprobs[:-1, at]):
+        both = (by > number) & np.isfinite(logprobs)
+        if left := tokens[by == number].sum():
+            moved += np.abs(decided - logprobs)[both].sum() / tokens[both].sum() * left
+    return float(moved / tokens.sum())
 
 
 @contextmanager
@@ -111,6 +113,7 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
     return [(c.context, c.continuation) for item in items for c in item.choices]
 
 
+@collector.resting()
 def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request], mask: Mask, settings: Score, *, label: str,
              model: str, model_run: str | None, seed: int, progress: Callable[[int, int], None] | None = None,
              ranks: Ranks = ALONE, exact: bool = False) -> tuple[dict[str, Any], list[Sample]]:  # fmt: skip
@@ -163,14 +166,13 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         sample = _sample(label, item, scored[span], requests[span], {name: of[number] for name, of in picks.items()})
         samples.append(sample)
         if checked is not None:
-            sample["arithmetic"] = "float32" if number in checked.rescored else KINDS[checked.by]
+            sample["arithmetic"] = ARITHMETICS[checked.by[number]]
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows) for task, rows in by_task.items()}
     if checked is not None:
         for task, result in tasks.items():
             result["gold_nll_rounding"] = _rounding(checked, [
-                (number in checked.rescored, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task
-            ])  # fmt: skip
+                (number, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task])  # fmt: skip
     correct: dict[str, Any] = {
         str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
         for task, rows in by_task.items()
@@ -189,6 +191,8 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {"first": KINDS[checked.by], "rescored": len(checked.rescored), "passes": dict(ran),
-                          "bounds": checked.bounds}  # fmt: skip
+        entry["exact"] = {
+            "first": ARITHMETICS[checked.first], "rescored": int((checked.by == len(KINDS)).sum()), "passes": dict(ran),
+            "bounds": {ARITHMETICS[number]: bounds for number, bounds in checked.bounds.items()},
+        }  # fmt: skip
     return entry, samples

@@ -1,18 +1,18 @@
-"""float32's choices by faster products (app/model/products.py): items whose best choices are close are scored again in float32.
+"""float32's choices by faster products (app/model/products.py): items whose best choices are close are scored again, by the next
+products where many are close, in float32 at the end.
 
 Rounding moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
-root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
-item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. The sample also
-decides how all items are multiplied first: by the fastest products that leave few items in doubt. A model that never was trained
-for its mask is moved far, and its choices are close. So is one whose attention does not obey the mask in these products: they
-need no self-check of their own, and one in float16 would refuse a model that float16 cannot hold. samples.jsonl records the
-arithmetic of each item.
+root of their tokens. How much is measured, for each products, task and way to weigh a choice: on a sample of items that float32
+scores, then on every item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement
+seen. The sample also decides which products come first: the fastest that hold it and decide half of it. A model that never
+was trained for its mask is moved far, and its choices are close. So is one whose attention does not obey the mask in these
+products: they need no self-check of their own, and one in float16 would refuse a model that float16 cannot hold. samples.jsonl
+records the arithmetic of each item.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -25,112 +25,131 @@ Bounds = dict[str, dict[str, float]]  # by task and metric
 Pass = Callable[[list[int]], list[Scored]]  # scores of the requests of these items, one item after another
 SAMPLE, LEAST = 50, 32  # one item in 50 of a task is measured, and at least 32
 SAFETY = 1.5  # the largest error seen is not the largest there is
-MANY = 0.15  # of the sample: with more in doubt the next products, of three times the work, are faster in the end
+HALF = 0.5  # of the sample: where more is in doubt, a pass of all items by these products is not worth its time
+MANY = 0.15  # of all items: more in doubt are scored by the next products, in a third of float32's time
 
 
 @dataclass(frozen=True)
 class Exact:
-    """`scored`: per request, float32 where `rescored` holds its item, elsewhere that of `first`, which the pass number `by` gave.
-    `bounds`: the largest movement allowed for, in nats for each square root of a token."""
+    """`scored`: per request, by the pass that decided its item, `by[item]`, a number of `passes`. `first`: the pass of all items.
+    `logprobs[n]`: per request in nats by pass n, NaN where it did not run. `bounds`: by pass that ran, the largest movement
+    from it allowed for, in nats for each square root of a token."""
 
     scored: list[Scored]
-    first: list[Scored]
-    by: int
-    rescored: set[int]
-    bounds: Bounds
+    by: np.ndarray
+    first: int
+    logprobs: np.ndarray
+    bounds: dict[int, Bounds]
 
 
+@np.errstate(invalid="ignore")  # of numbers that are not finite no difference is known
 def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks: Sequence[str],
                   metrics: Mapping[str, Weigh], passes: Sequence[Pass]) -> Exact:  # fmt: skip
-    """Score every item, and again in float32 those whose choice by one of `metrics` could be another there.
+    """Score every item, and again by slower passes those whose choice by one of `metrics` could be another in float32.
 
     Args:
-        spans: per item, the indices of its requests. chars: characters of its choices. tasks: its task.
+        spans: per item, the indices of its requests, from 0 and without a gap. chars: characters of its choices. tasks: its task.
         passes: by faster products, the fastest first; float32's last.
     """
-    items = _Items(spans, chars, tasks, metrics)
-    sample = sorted(int(i) for own in items.groups.values() for i in _sample(np.flatnonzero(own)))
-    some, whole = items.only(sample), passes[-1](sample)
-    by = 0
-    while by < len(passes) - 2 and not some.suits(passes[by](sample), whole):
-        by += 1
-    first = passes[by](list(range(len(spans))))
-    scored, rescored = list(first), set[int]()
-    again, results = sample, whole
-    while again:
-        for i, result in zip((i for item in again for i in spans[item]), results, strict=True):
-            scored[i] = result
-        rescored.update(again)
-        bounds = items.bounds(first, scored)
-        again = [int(item) for item in np.flatnonzero(items.in_doubt(first, bounds)) if item not in rescored]
-        results = passes[-1](again) if again else []
-    return Exact(scored, first, by, rescored, bounds)
+    work = _Work(spans, chars, tasks, metrics, passes)
+    every, last = np.arange(len(spans)), len(passes) - 1
+    sample = np.sort(np.concatenate([_sample(np.flatnonzero(own)) for own in work.groups.values()]))
+    work.run(last, sample)
+    number = 0
+    while number < last - 1 and not work.suits(number, sample):
+        number += 1
+    used = [number]
+    work.run(number, every)
+    while True:
+        bounds = {n: work.bounds(n) for n in used if n < last}
+        again = np.flatnonzero(work.in_doubt(bounds))
+        if not len(again):
+            return Exact(work.decided(), work.by, used[0], work.logprobs, bounds)
+        used.append(used[-1] + 1 if used[-1] + 1 < last and len(again) > MANY * len(every) else last)
+        work.run(used[-1], again if used[-1] == last else np.union1d(again, sample))
 
 
-@dataclass(frozen=True)
-class _Items:
-    """The items of `exact_choices`, to be compared by their scores."""
+class _Work:
+    """What the passes found for the items of `exact_choices`."""
 
-    spans: Sequence[range]
-    chars: Sequence[Sequence[int]]
-    tasks: Sequence[str]
-    metrics: Mapping[str, Weigh]
+    def __init__(self, spans: Sequence[range], chars: Sequence[Sequence[int]], tasks: Sequence[str],
+                 metrics: Mapping[str, Weigh], passes: Sequence[Pass]) -> None:  # fmt: skip
+        self.spans, self.metrics, self.passes = spans, metrics, passes
+        self.there = choices(spans)
+        self.letters = table(self.there, [n for own in chars for n in own])
+        self.groups = {task: np.array([other == task for other in tasks]) for task in dict.fromkeys(tasks)}
+        size = spans[-1].stop
+        self.results: list[dict[int, Scored]] = [{} for _ in passes]  # by request
+        self.logprobs = np.full((len(passes), size), np.nan)
+        self.tokens = np.ones(size)
+        self.ran = np.zeros((len(passes), len(spans)), dtype=bool)
+        self.by = np.zeros(len(spans), dtype=int)  # the slowest pass that ran
 
-    @cached_property
-    def groups(self) -> Table:
-        """By task, which items are its own."""
-        return {task: np.array([other == task for other in self.tasks]) for task in dict.fromkeys(self.tasks)}
+    def run(self, number: int, items: np.ndarray) -> None:
+        chosen = items.tolist()
+        at = [i for item in chosen for i in self.spans[item]]
+        found = dict(zip(at, self.passes[number](chosen), strict=True))
+        self.results[number] |= found
+        self.logprobs[number, at] = [one.logprob for one in found.values()]
+        self.tokens[at] = [one.n_tokens for one in found.values()]
+        self.ran[number, items] = True
+        self.by[items] = np.maximum(self.by[items], number)
 
-    def only(self, some: Sequence[int]) -> "_Items":
-        """These of them, their requests one after another."""
-        ends = np.cumsum([len(self.spans[item]) for item in some]).tolist()
-        spans = [range(end - len(self.spans[item]), end) for item, end in zip(some, ends, strict=True)]
-        return _Items(spans, [self.chars[item] for item in some], [self.tasks[item] for item in some], self.metrics)
+    def decided(self) -> list[Scored]:
+        return [self.results[by][i] for by, span in zip(self.by.tolist(), self.spans, strict=True) for i in span]
 
-    def suits(self, first: Sequence[Scored], whole: Sequence[Scored]) -> bool:
-        """Whether the products of `first` can hold these items, and leave few of them in doubt."""
-        held = all(math.isfinite(one.logprob) for one in first)
-        return held and bool(self.in_doubt(first, self.bounds(first, whole)).mean() <= MANY)
+    def suits(self, number: int, sample: np.ndarray) -> bool:
+        """Whether the products of this pass can hold the sample, and decide half of it."""
+        self.run(number, sample)
+        at = [i for item in sample.tolist() for i in self.spans[item]]
+        close = self._close(number, self.bounds(number))[sample]
+        return bool(np.isfinite(self.logprobs[number, at]).all() and close.mean() <= HALF)
 
-    def bounds(self, first: Sequence[Scored], scored: Sequence[Scored]) -> Bounds:
-        """SAFETY times the largest movement from `first` to `scored` where both are finite, 0 where nothing was scored again."""
-        before, lengths = self._margins(first, first)
-        now, _ = self._margins(scored, first)
+    def bounds(self, number: int) -> Bounds:
+        """SAFETY times the largest movement from this pass to a slower one; infinite where no item of a task can be compared."""
+        slower = self.ran[number] & (self.by > number)
+        of = np.repeat(self.by, [len(span) for span in self.spans])
+        before, lengths = self._margins(self.logprobs[number], self.logprobs[number])
+        now, _ = self._margins(self.logprobs[of, np.arange(len(of))], self.logprobs[number])
         found: Bounds = {task: {} for task in self.groups}
         for metric, scale in lengths.items():
-            moved = np.nan_to_num(np.abs(now[metric] - before[metric]), posinf=0.0)
-            moved = np.divide(moved, scale, out=np.zeros(scale.shape), where=scale > 0).max(1)
+            moved = np.abs(now[metric] - before[metric])
+            known = np.isfinite(moved) & (scale > 0) & slower[:, None]
+            moved = np.divide(moved, scale, out=np.zeros(scale.shape), where=known)
             for task, own in self.groups.items():
-                found[task][metric] = SAFETY * float(moved[own].max())
+                found[task][metric] = SAFETY * float(moved[own].max()) if known[own].any() else math.inf
         return found
 
-    def in_doubt(self, first: Sequence[Scored], bounds: Bounds) -> np.ndarray:
-        """Whether a choice lies within the bound of the best one, or is not finite, for each item."""
-        margins, lengths = self._margins(first, first)
+    def in_doubt(self, bounds: Mapping[int, Bounds]) -> np.ndarray:
+        """For each item, whether by the pass that decided it a choice lies within the bound of the best one, or is not finite."""
+        found = np.zeros(len(self.spans), dtype=bool)
+        for number, allowed in bounds.items():
+            found |= (self.by == number) & self._close(number, allowed)
+        return found
+
+    def _close(self, number: int, bounds: Bounds) -> np.ndarray:
+        margins, lengths = self._margins(self.logprobs[number], self.logprobs[number])
         found = np.zeros(len(self.spans), dtype=bool)
         for metric, scale in lengths.items():
             for task, own in self.groups.items():
-                clear = np.isfinite(margins[metric]) & (margins[metric] > bounds[task][metric] * scale)
-                found |= own & (~clear & (scale > 0)).any(1)
+                apart = scale[own] > 0
+                limit = np.where(apart, bounds[task][metric], 0.0) * scale[own]
+                margin = margins[metric][own]
+                found[own] |= (apart & ~(np.isfinite(margin) & (margin > limit))).any(1)
         return found
 
-    def _margins(self, scored: Sequence[Scored], first: Sequence[Scored]) -> tuple[Table, Table]:
-        """How far the best choice of `first` lies above each of the others by `scored`, and the scale of such a difference's
+    def _margins(self, logprobs: np.ndarray, chosen: np.ndarray) -> tuple[Table, Table]:
+        """How far the best choice of `chosen` lies above each of the others by `logprobs`, and the scale of such a difference's
         error, 0 for the best itself and where there is no choice."""
-        there = choices(self.spans)
-        tokens = table(there, [scored[i].n_tokens for span in self.spans for i in span])
-        letters = table(there, [n for own in self.chars for n in own])
-        logprobs, chosen = (
-            table(there, [of[i].logprob for span in self.spans for i in span]) for of in (scored, first)
-        )
+        tokens, values, first = (table(self.there, of) for of in (self.tokens, logprobs, chosen))
         margins: Table = {}
         lengths: Table = {}
         for metric, weigh in self.metrics.items():
-            best = np.where(there, weigh(chosen, tokens, letters), -np.inf).argmax(1)[:, None]
-            values = weigh(logprobs, tokens, letters)
-            variance = tokens * weigh(np.ones(there.shape), tokens, letters) ** 2  # in units of one token's
-            margins[metric] = np.take_along_axis(values, best, 1) - values
-            apart = there & (np.arange(there.shape[1]) != best)
+            best = np.where(self.there, weigh(first, tokens, self.letters), -np.inf).argmax(1)[:, None]
+            weighed = weigh(values, tokens, self.letters)
+            variance = tokens * weigh(np.ones(tokens.shape), tokens, self.letters) ** 2  # in units of one token's
+            margins[metric] = np.take_along_axis(weighed, best, 1) - weighed
+            apart = self.there & (np.arange(tokens.shape[1]) != best)
             lengths[metric] = np.where(apart, np.sqrt(variance + np.take_along_axis(variance, best, 1)), 0.0)
         return margins, lengths
 
@@ -142,7 +161,7 @@ def choices(spans: Sequence[range]) -> np.ndarray:
     return there
 
 
-def table(there: np.ndarray, values: Sequence[float]) -> np.ndarray:
+def table(there: np.ndarray, values: Sequence[float] | np.ndarray) -> np.ndarray:
     """`values`, one item's after another's, as (items, choices); 1 where there is no choice."""
     found = np.ones(there.shape)
     found[there] = values

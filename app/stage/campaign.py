@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from app.data.contents import contents_of
 from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
-from app.stage.contents import contents_of
 from app.stage.run import Now, run_stage
 from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from app.data.contents import contents_of
 from app.embedded import gguf
 from app.runtime.artifact_store import store_of
 from app.runtime.downloads import fetch_newer, fetch_run
@@ -22,7 +23,6 @@ from app.runtime.ending import CONTINUE, FollowerEnded, RunEnded
 from app.runtime.progress import waiting
 from app.runtime.ranks import Ranks, join
 from app.runtime.uploads import Uploads
-from app.stage.contents import contents_of
 from app.stage.shared_runs import require_shared
 from app.stage.tracking import Tracking, require_installed
 from jobs.config.job import Job

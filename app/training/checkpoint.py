@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from app.data.tokenize import end_ids
 from app.training import custom_generate
 from app.training.saved import Logged, probe_logits, require_same, require_same_adapter
-from jobs.runs.atomic import files_below, io_errors_reported, sync_directory, write_text_atomically
+from jobs.runs.atomic import files_below, io_errors_reported, known_sha256, sync_directory, write_text_atomically
 
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
@@ -219,9 +219,12 @@ def save_final(
     if about["mask"] == "prefix":
         (temporary / "custom_generate").mkdir()
         shutil.copyfile(custom_generate.__file__, temporary / "custom_generate" / "generate.py")
-    same = require_same(temporary, trained, dtype, device or model.device, logged)
-    for path in files_below(temporary).values():
-        _flush(path)
+    files = files_below(temporary).values()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:  # while it is read back; the run's manifest asks for the digests
+        flushed = pool.map(_flush, files)
+        pool.map(known_sha256, files)
+        same = require_same(temporary, trained, dtype, device or model.device, logged)
+        list(flushed)  # raises the error of a flush
     shutil.rmtree(final, ignore_errors=True)  # left by an attempt that was killed before it wrote its numbers
     os.replace(temporary, final)
     return same

@@ -37,7 +37,7 @@ class Job:
     halvings: how often to halve what is in memory at a time (`run --halve-memory`). `stage` stays as it was written, so
     neither the fingerprint nor the run's stage.yaml depends on it; `train`, `score` and `halved` apply it.
     contents: what the profile's paths and hub names held when the job was started, key -> digest or commit
-    (app/stage/contents.py); empty for embedded data and in runs of older code.
+    (app/data/contents.py); empty for embedded data and in runs of older code.
     profile_given: its name or path, for remedies; None in a job that was read from a record.
     """
 

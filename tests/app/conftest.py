@@ -76,8 +76,9 @@ def model_of() -> Callable[..., PreTrainedModel]:
 
 @pytest.fixture(autouse=True)
 def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets examples that another one read (app/data/mixture.py keeps the last ones of a process)."""
+    """No test meets examples that another one read, in its process (app/data/mixture.py) or before (tests/app/data/test_prepared.py)."""
     monkeypatch.setattr("app.data.mixture._HELD", {})
+    monkeypatch.setattr("app.data.mixture.lasts", lambda tokenizer: False)
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

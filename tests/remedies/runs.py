@@ -11,10 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from app.data.contents import digest_of
 from app.report.profile_runs import study_of_profile
 from app.runtime.ending import RunEnded, interrupted, not_finite
 from app.stage.capacity import require_capacity
-from app.stage.contents import digest_of
 from app.stage.run import require_one_way, require_paths
 from jobs import lock
 from jobs.config.load import resolve
@@ -194,14 +194,14 @@ def _(w: World) -> Steps:
     yield on(w.remedy.removeprefix("set ").replace(": ", "="))
 
 
-@remedy("app/stage/contents.py", "check its permissions")
+@remedy("app/data/contents.py", "check its permissions")
 def _(w: World) -> Steps:
     path = w.write("a.jsonl", "1")
     real = atomic.sha256_of
-    w.patch.setattr("app.stage.contents.sha256_of",  # root, as in CI, may read every file
+    w.patch.setattr("app.data.contents.sha256_of",  # root, as in CI, may read every file
                     lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(file))))  # fmt: skip
     yield lambda: digest_of([path])
-    w.patch.setattr("app.stage.contents.sha256_of", real)
+    w.patch.setattr("app.data.contents.sha256_of", real)
     yield None
 
 

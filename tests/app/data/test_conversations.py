@@ -172,4 +172,4 @@ def test_an_item_in_any_round_drops_the_chat(load: Load, tokenizer: Any, item: I
     examples, _ = load(tokenizer, *(chat(*turns) for turns in rows))
     guard = Guard([item])
     kept = guard.drop(examples)
-    assert guard.dropped == 1 and kept == examples[1:]
+    assert guard.overlap.dropped == 1 and kept == examples[1:]

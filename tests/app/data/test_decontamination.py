@@ -36,7 +36,7 @@ def numbered(lead: str, count: int, start: int = 0) -> str:
 def overlaps(text: str, item: Question, n: int = 13) -> bool:
     guard = Guard([item], n)
     kept = guard.drop([Text(text)])
-    assert guard.dropped == 1 - len(kept) == len(guard.report["hits"])
+    assert guard.overlap.dropped == 1 - len(kept) == len(guard.overlap.report["hits"])
     return not kept
 
 
@@ -96,7 +96,7 @@ def test_the_report_names_items_and_counts_them_by_task() -> None:
     guard = Guard(items)
     kept = guard.drop(examples)
     assert kept == [examples[1]]
-    assert guard.report == {
+    assert guard.overlap.report == {
         "ngram": 13,
         "examples": 5,
         "items": 3,
@@ -153,6 +153,6 @@ def test_the_embedded_sets_do_not_overlap_and_planted_items_are_found_in_seconds
     guard = Guard(items)
     kept = guard.drop([*planted.values(), *examples])
     assert time.process_time() - start < 20  # about 2.5 s
-    assert (guard.report["examples"], guard.report["items"]) == (19548 + len(planted), 14016)
-    assert set(planted) <= set(guard.report["hits"])
+    assert (guard.overlap.report["examples"], guard.overlap.report["items"]) == (19548 + len(planted), 14016)
+    assert set(planted) <= set(guard.overlap.report["hits"])
     assert kept == examples

@@ -1,4 +1,4 @@
-"""The collector of garbage rests while a process starts and when it ends, and only then. A child each: it belongs to a process."""
+"""The collector of garbage rests while a process starts, in an evaluation and when it ends. A child each: it belongs to a process."""
 
 from __future__ import annotations
 
@@ -43,6 +43,19 @@ collector.settle()
 gc.collect()
 """
     assert printed(code).split("\n") == ["later", "of the second stage", ""]
+
+
+def test_it_rests_for_a_while_and_collects_as_usual_afterwards_whatever_happens() -> None:
+    code = """
+collector.settle()
+try:
+    with collector.resting():
+        assert gc.get_threshold()[0] > 50 * usual[0]
+        raise KeyError
+except KeyError:
+    assert gc.get_threshold() == usual
+"""
+    assert printed(code) == ""
 
 
 def test_nothing_is_looked_at_once_more_at_the_end() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from app.data import contents
 from app.data.examples import Encoding, load_examples
 from app.data.mixture import prepare
-from app.stage import contents
 from jobs.config.load import resolve
 from jobs.config.profile import TrainData
 from jobs.config.suites import SUITES_DIR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import threading
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from app.training import checkpoint, snapshot
 from app.training.loop import TrainingLoop
 from jobs.config.load import resolve
 from jobs.errors import ConfigError, DiskFull
+from jobs.runs import atomic
+from jobs.runs.atomic import files_below, sha256_of
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app import oracle
 from tests.app.conftest import make_model
@@ -117,6 +120,34 @@ def test_the_text_part_of_a_composite_model_is_named_too(tmp_path: Path) -> None
     path.write_text('{"model_type": "llama", "architectures": null, "text_config": null}')
     checkpoint._name_mask(path, "prefix")
     assert json.loads(path.read_text())["architectures"] is None
+
+
+@pytest.mark.usefixtures("wait_for_the_disk")
+@pytest.mark.parametrize("full", [False, True])
+def test_every_file_is_on_the_disk_before_there_is_a_final(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+
+    def flush(path: Path) -> None:
+        assert not (tmp_path / "final").exists()
+        flushed.append(path.name)
+        if full and path.suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", flush)
+    monkeypatch.setattr(atomic, "_KNOWN", {})
+    monkeypatch.setattr(atomic, "_TICK", -(10**9))
+    about = {"mask": "prefix", "origin": "o", "run": "r", "steps": 1, "objective": {}, "data": "d"}
+    tokenizer = word_tokenizer()
+    with pytest.raises(OSError, match="No space") if full else nullcontext():
+        made = make_model("llama", vocab_size=len(tokenizer))
+        checkpoint.save_final(made, tokenizer, tmp_path / "final", dtype=torch.float32, about=about)
+    assert (tmp_path / "final").exists() is not full
+    if not full:
+        found = files_below(tmp_path / "final")
+        assert sorted(flushed) == sorted(path.name for path in found.values())
+        assert sorted(atomic._KNOWN.values()) == sorted(map(sha256_of, found.values()))  # of what is there now
 
 
 @pytest.mark.parametrize(("mask", "lead"), [("segment", "SegmentMask"), ("causal", "")])

@@ -59,11 +59,12 @@ def contents_of(job: Job) -> dict[str, str]:
             found[f"data.eval {name}"] = hub_commit(name, None, "dataset")
     trains = stage.train is not None and not trains_on_suite(stage)
     for key, source in data.sources.items() if trains else ():
-        found[key] = _train_content(source)
+        found[key] = train_content(source)
     return {key: content for key, content in found.items() if content is not None}
 
 
-def _train_content(source: TrainData) -> str | None:
+def train_content(source: TrainData) -> str | None:
+    """The digest or commit of a source of training data; None for embedded data, and for a hub that does not answer."""
     if source.name is not None:
         return hub_commit(source.name, source.revision, "dataset")
     if source.path is None:

@@ -11,9 +11,9 @@ from typing import Any
 import datasets
 import pytest
 
+from app.data.contents import contents_of, digest_of
 from app.data.suites import suite_items
 from app.runtime.ending import RunEnded
-from app.stage.contents import contents_of, digest_of
 from jobs.config import strict_yaml
 from jobs.config.job import Job
 from jobs.config.load import resolve

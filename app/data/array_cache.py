@@ -1,0 +1,123 @@
+"""Token ids kept by content, so that a process need not compute again what another one has: front door `kept`.
+
+A file's name is a digest of all that its arrays depend on; who names it answers for that. A file appears whole, under its final
+name, or not at all; one that is damaged, or that has another one's content, is made again, and a cache that cannot be written
+is not used. Beyond MOST bytes, the files unused for longest are removed.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import accumulate, chain
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import xxhash
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from app.embedded.cache import cache_dir
+
+log = logging.getLogger(__name__)
+MOST = 512 << 20  # bytes of all files; the 14,016 items of the five tasks take 15 MB, the embedded training set 9
+_DIGEST = "xxh3_128"
+Arrays = dict[str, np.ndarray]
+T = TypeVar("T")
+
+
+def directory() -> Path:
+    """Where the files are."""
+    return cache_dir() / "tokens"
+
+
+def key_of(parts: Iterable[str | bytes]) -> str:
+    """sha256, in hex, over each of `parts` by itself: no two lists of parts have the same one."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part if isinstance(part, bytes) else part.encode()).digest())
+    return digest.hexdigest()
+
+
+def kept(path: Path, make: Callable[[], T], pack: Callable[[T], Arrays | None], unpack: Callable[[Arrays], T]) -> T:
+    """`unpack` of the arrays in the file `path`; where it is missing or damaged, `make()`, whose `pack` is written there.
+
+    pack: None for what is not to be kept. unpack: raises ValueError, KeyError, TypeError or IndexError for others' arrays.
+    """
+    if path.is_file():
+        try:
+            found = unpack(_read(path))
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(path)
+            return found
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+            log.warning(f"{path}: damaged ({error}); made again")
+    made = make()
+    arrays = pack(made)
+    if arrays is not None and sum(array.nbytes for array in arrays.values()) <= MOST // 2:
+        with suppress(OSError):
+            _write(path, arrays)
+            _prune(path.parent)
+    return made
+
+
+def _write(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(save(arrays, {_DIGEST: _digest(path, arrays)}))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Arrays:
+    with safe_open(path, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if (file.metadata() or {}).get(_DIGEST) != _digest(path, arrays):
+            raise ValueError("not the content that was written")
+    return arrays
+
+
+def _prune(directory: Path) -> None:
+    """Remove the files unused for longest, until MOST bytes are left. Other processes may do the same at once."""
+    found = []
+    for path in directory.iterdir():  # those of a killed process under their temporary names too
+        with suppress(FileNotFoundError):
+            found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= MOST:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+def _digest(path: Path, arrays: Arrays) -> str:
+    """Of the content and of the name, so that no file stands for another."""
+    digest = xxhash.xxh3_128(path.name.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
+
+
+# ---- sequences of sequences as arrays --------------------------------------------------------------------------------
+
+
+def numbers(values: Iterable[int]) -> np.ndarray:
+    return np.fromiter(values, dtype=np.int32)
+
+
+def flat(ids: Iterable[tuple[int, ...]]) -> np.ndarray:
+    return numbers(chain.from_iterable(ids))
+
+
+def cut(flat: np.ndarray, sizes: np.ndarray) -> list[tuple[int, ...]]:
+    """What `flat` joined, `sizes` numbers each. Raises ValueError for sizes that are not those of `flat`."""
+    ids, ends = flat.tolist(), list(accumulate(sizes.tolist()))
+    if len(ids) != (ends or [0])[-1]:
+        raise ValueError("sizes of other numbers")
+    return [tuple(ids[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
