@@ -33,13 +33,14 @@ from vast.host.runner import Parser, seconds
 from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
 
 T = TypeVar("T")
+S = TypeVar("S")
 TICK = 5.0  # seconds; less where the limits are that short
 
 
 def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -> None:
     """Watch until the machine and this process are gone. No error ends the loop, stops the time or keeps back a DELETE."""
 
-    def tried(call: Callable[[], T], otherwise: T) -> T:
+    def tried(call: Callable[[], T], otherwise: S) -> T | S:
         try:
             return call()
         except Exception:
@@ -59,7 +60,7 @@ def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -
             number = signal.SIGTERM if act is Act.ASK else signal.SIGKILL
             tried(partial(world.signal_job, number), None)
         if act is Act.DESTROY:
-            outcome: str | None = tried(world.destroy, "it could not be sent")
+            outcome = tried(world.destroy, "it could not be sent")
             if outcome is None:
                 return
             world.say(f"DELETE {memory.deletes}: {outcome}")
