@@ -59,7 +59,6 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     made = _Parser(
         prog="python -m jobs.submit", description="Submit a STAGE, or a campaign, to a cluster or to rented machines."
     )

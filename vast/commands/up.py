@@ -14,6 +14,7 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
+from jobs.runs.atomic import write_text_atomically
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import (
@@ -209,7 +210,8 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         refuse_twice()  # the question may have waited for hours
         folder.make(request, policies.text(policy))
         if begun is not None:
-            works.copy_receipt(begun, folder)
+            # it lists the verified local files: the new run pushes them to its machine and continues from them
+            write_text_atomically(folder.path / works.RECEIPT, (begun.path / works.RECEIPT).read_text(encoding="utf-8"))
         plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
         click.echo(f"run {run_id}: {folder.path}", err=True)
         return launch(folder, plan, release)

@@ -33,7 +33,6 @@ class OwnInstance:
 
 
 def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstance | None:
-    """Take CONTAINER_ID and CONTAINER_API_KEY out of the environment."""
     match = _ID.fullmatch(environment.pop("CONTAINER_ID", "").strip())
     key = environment.pop("CONTAINER_API_KEY", "").strip()
     return OwnInstance(int(match[1]), key, url) if match and key else None

@@ -24,8 +24,6 @@ LONGEST_PAUSE: Seconds = 60.0
 
 @dataclass(frozen=True)
 class ReapVerdict:
-    """The decision on one machine with our label."""
-
     instance: Instance
     label: Label
     destroy: bool
@@ -69,8 +67,6 @@ def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: b
 
 @dataclass
 class _Teardown:
-    """Progress of destroying one machine."""
-
     accepted: bool = False  # a DELETE was; absence counts only after it
     proofs: int = 0
     tries: int = 0

@@ -72,7 +72,6 @@ class RunReport:
 
 
 def kind_of(state: RunState) -> str:
-    """The kind of expense in this state."""
     if state.phase in (Phase.COLLECTING, Phase.TERMINATING, Phase.CLOSED):
         return "teardown" if state.over else "idle"  # on the way to another machine
     machine = state.machine

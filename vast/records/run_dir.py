@@ -36,8 +36,6 @@ RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The request, as on the command line."""
-
     stage: str
     profile: str
     image: str

@@ -84,5 +84,4 @@ def row(one: RunStatus) -> list[str]:
 
 
 def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
-    """The cells of TERMINAL."""
     return [[*cells[:_AT], *cells[_AT].split("/"), *cells[_AT + 1 : -1]] for cells in map(row, found)]

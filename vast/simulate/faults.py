@@ -65,7 +65,6 @@ class Schedule:
 
 
 def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
-    """A schedule without faults."""
     return Schedule(
         seed, STEPS, STEPS / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
     )

@@ -46,7 +46,6 @@ def plan_of(made: Schedule) -> Plan:
 
 
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
-    """One run, with the crashes of its schedule."""
     return Seed(made, policy, trace).run()
 
 
@@ -212,7 +211,7 @@ class Seed:
         world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
         world.supervisor_down.append((world.now, world.now + seconds))
         world.advance_to(world.now + seconds)
-        # After a reboot the service's clock measures the time in between, if it was seen before: else a jump of ours is not known.
+        # After a reboot the service's clock measures the time in between, if it was seen before; else a jump is not known.
         seen = journal.last is not None and journal.last.state.service_zero is not None
         if (seconds > 600 or rebooted) and (seen or not world.happened["wall-jump"]):
             self.clock.boots += 1
@@ -222,7 +221,8 @@ class Seed:
         """Our machine stands still: the supervisor holds its lock, and its monotonic clock does not count."""
         world, seconds = self.world, min(seconds, LONGEST)
         world.happened["paused"] += 1
-        world.supervisor_down.append((world.now, world.now + seconds))
+        world.paused.append((world.now, world.now + seconds))
+        world.supervisor_down.append(world.paused[-1])
         self.clock.offset += seconds
         world.advance_to(world.now + seconds)
 

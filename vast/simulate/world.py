@@ -63,6 +63,7 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
+        self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts

@@ -114,7 +114,6 @@ def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) 
 
 
 def start_destroying(state: RunState, t: float, reason: str) -> RunState:
-    """Move the machine to the pending destroys."""
     machine = state.machine
     assert machine is not None
     lost = reason in ("host-lost", "away", "vanished", "not-fetched") or reason in reasons.NEXT_AT_ONCE

@@ -52,8 +52,6 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The last record of a journal."""
-
     plan: Plan
     state: RunState
     pending: Action | None  # announced, without a result
