@@ -42,6 +42,7 @@ from vast.rental import work as works
 from vast.rental.image_needs import Needs
 from vast.rental.onstart import onstart
 from vast.shell.keys import require_usable
+from vast.shell.local_copy import RECEIPT
 from vast.supervisor.state import Plan
 
 # Runs the supervisor of a new run and returns the exit code. The callback is for the moment when its journal has begun.
@@ -211,7 +212,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         folder.make(request, policies.text(policy))
         if begun is not None:
             # it lists the verified local files: the new run pushes them to its machine and continues from them
-            write_text_atomically(folder.path / works.RECEIPT, (begun.path / works.RECEIPT).read_text(encoding="utf-8"))
+            write_text_atomically(folder.path / RECEIPT, (begun.path / RECEIPT).read_text(encoding="utf-8"))
         plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
         click.echo(f"run {run_id}: {folder.path}", err=True)
         return launch(folder, plan, release)
