@@ -204,6 +204,12 @@ def test_whatever_is_answered_is_words_without_the_key(fault: str, api: FakeVast
     assert delete(instance, timeout=5).startswith("200 ") or own.destroyed is not None
 
 
+def test_a_delete_that_is_withdrawn_is_sent_by_the_next_version(api: FakeVast, own: Rental) -> None:
+    api.fail("410-deprecated", on="destroy", times=1)
+    assert delete(OwnInstance(own.id, own.api_key, api.url), timeout=5).startswith("200 ")
+    assert own.destroyed is not None
+
+
 def test_the_environment_is_left_without_the_key() -> None:
     environment = {"CONTAINER_ID": "C.7000001", "CONTAINER_API_KEY": "k", "PATH": "/bin"}
     assert take_instance(environment, "https://api") == OwnInstance(7000001, "k", "https://api")
