@@ -41,6 +41,7 @@ class Offer:
     cpu_arch: str = ""
     datacenter: bool = False
     traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
+    up_cost: Dollars = 0.0  # of a GB that is fetched from it
 
 
 def hourly(offer: Offer, bid: Dollars | None) -> Dollars:

@@ -21,6 +21,7 @@ from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import SCOPE, WALL, World
 
 MARKET = 12  # machines for rent
+SLOWEST = 130.0  # seconds of a call, with its two repeats
 DRIFT = 300.0  # seconds by which a label's deadline may differ from the run's
 
 
@@ -59,6 +60,8 @@ class FakeCloud:
         world = self.world
         world.calls["api"] += 1
         world.calls[name] += 1
+        if world.on("slow-answers"):
+            seconds += SLOWEST * world.active["slow-answers"].variant
         world.advance_to(world.now + seconds)
         world.interrupt()
         return not world.on("own-network-down")

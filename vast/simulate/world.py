@@ -63,6 +63,7 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
+        self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
@@ -136,7 +137,7 @@ class World:
             self._reap(fault)
         elif mode == "reboot":
             self.leave = fault
-        elif mode not in ("two-supervisors", "killed"):  # those the campaign acts on
+        elif mode not in ("two-supervisors", "killed", "paused"):  # those the campaign acts on
             if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
                 self.down.append((self.now, self.now + fault.lasts))
             self.at(self.now + fault.lasts, lambda: self._end(fault))

@@ -35,7 +35,6 @@ def confirmed(state: RunState, sign: str) -> bool:
 
 
 def unconfirmed(state: RunState) -> bool:
-    """Whether a sign waits for a second poll."""
     return any(count == 1 for _, count, _ in state.signs)
 
 
