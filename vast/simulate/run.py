@@ -104,8 +104,9 @@ class Watched(Supervisor):
         elif world.lines is not None:
             world.say(f"{action.do} {action.why} -> {result!r}"[:150])
         super()._advance(action, result)
-        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
-        world.proven.update(dict.fromkeys(gone - known, world.now))
+        if before.doomed:
+            known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+            world.proven.update(dict.fromkeys(gone - known, world.now))
         if before.machine is not None and self.state.machine is None:
             capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
             invariants.of_destroy(world, self.state, machine, capped)

@@ -94,9 +94,11 @@ class World:
         events = self._events
         while events and events[0][0] <= t:
             when, _, event = heapq.heappop(events)
-            self.now = max(self.now, when)
+            if when > self.now:
+                self.now = when
             event()
-        self.now = max(self.now, t)
+        if t > self.now:
+            self.now = t
 
     def say(self, text: str) -> None:
         if self.lines is not None:
@@ -251,7 +253,8 @@ class World:
             self.kill(machine, "its dead-man's switch")
 
     def show(self, machine: SimulatedMachine) -> None:
-        machine.shown_at = min(machine.shown_at, self.now)
+        if self.now < machine.shown_at:
+            machine.shown_at = self.now
 
     def kill(self, machine: SimulatedMachine, by: str) -> None:
         if machine.dead_at is None:
@@ -280,16 +283,18 @@ class World:
 
     def out_of_reach(self, machine: SimulatedMachine, since: float) -> str:
         """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
-        until = {
-            "offline": machine.offline_until,
-            "no ssh": machine.no_ssh_until,
-            "another host answers": machine.stranger_until,
-            "key refused": machine.denied_until,
-            "container starting": machine.ssh_at,
-        }
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        return next((why for why, end in until.items() if since < end), "")
+        for why, end in (
+            ("offline", machine.offline_until),
+            ("no ssh", machine.no_ssh_until),
+            ("another host answers", machine.stranger_until),
+            ("key refused", machine.denied_until),
+            ("container starting", machine.ssh_at),
+        ):
+            if since < end:
+                return why
+        return ""
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

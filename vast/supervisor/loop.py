@@ -86,7 +86,7 @@ class Supervisor:
         else:
             self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
-            self._advance(replace(action, ended=self.run_clock.t()), result)
+            self._advance(changed(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.write(self.state, self.run_clock.stamp())

@@ -18,7 +18,7 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         return verdict(obs, "asked")
     if obs.t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
-    if burn(state) and spent(state, obs.t) + burn(state) * reserve / 3600 >= state.cap_dollars:
+    if (rate := burn(state)) and spent(state, obs.t) + rate * reserve / 3600 >= state.cap_dollars:
         return verdict(obs, "budget")
     for sign in ("low-credit", "contract-end"):
         if confirmed(state, sign):

@@ -97,8 +97,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
         absences, absent_at = 0, None
     elif obs.instances is not None and intent is None and machine is None and _had_time_to_show(state, obs.t, policy):
         absences, absent_at = _counted(absences, absent_at, obs, policy.absence_spacing)
-    state = changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled)
-    return changed(state, absences=absences, absent_at=absent_at)
+    return changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled,
+                   absences=absences, absent_at=absent_at)  # fmt: skip
 
 
 def _had_time_to_show(state: RunState, t: float, policy: Policy) -> bool:
