@@ -13,7 +13,7 @@ import re
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Literal
 from urllib.parse import SplitResult, quote, urlsplit
@@ -52,6 +52,7 @@ class Answer:
 
     status: int
     body: dict[str, object] = field(repr=False)
+    skew: Seconds | None = None  # the service's clock minus this machine's, by the header Date of this answer
 
     @property
     def ok(self) -> bool:
@@ -125,8 +126,10 @@ class Client:
                 pause = None if pause is None else 0.0  # the service has named the pause
             answer = None if raw is None else self._read(what, raw)
             words, seen = ("", {}) if answer is None else (self.redact(answer.words), answer.body)
-            dated = raw is not None and "Date" in raw.headers
-            self.observe(Exchange(method, path, raw and raw.status, self.skew if dated else None, words, seen))
+            skew = None if raw is None else self._until(raw.headers.get("Date"))
+            self.skew = self.skew if skew is None else skew
+            answer = answer and replace(answer, skew=skew)
+            self.observe(Exchange(method, path, raw and raw.status, skew, words, seen))
             busy = raw is None or raw.status in BUSY
             if not busy or pause is None or (answer is not None and answer.lasting):
                 return answer
@@ -146,16 +149,21 @@ class Client:
 
     def _note_retry_after(self, kind: Kind, raw: Response) -> bool:
         """Whether the answer names a pause; the next call of this kind then waits for it."""
-        named, seconds = raw.headers.get("Retry-After") or "", math.nan
-        with suppress(ValueError, OverflowError):
-            seconds = parsedate_to_datetime(named).timestamp() - self._clock.now()
+        named = raw.headers.get("Retry-After") or ""
+        seconds = self._until(named)
         with suppress(ValueError):
             seconds = float(named)
-        if raw.status not in BUSY or not seconds >= 0:  # NaN too
+        if raw.status not in BUSY or seconds is None or not seconds >= 0:  # NaN too
             return False
         until = self._clock.monotonic() + min(seconds, LONGEST_WAIT)
         self._not_before[kind] = max(self._not_before[kind], until)
         return True
+
+    def _until(self, date: str | None) -> Seconds | None:
+        """Seconds from now, by this machine's clock, to the date of a header; None: it is none."""
+        with suppress(ValueError, TypeError, OverflowError):
+            return parsedate_to_datetime(date or "").timestamp() - self._clock.now()
+        return None
 
     def _send(self, what: str, method: str, target: str, body: object) -> Response | None:
         data = None if body is None else json.dumps(body).encode()
@@ -164,10 +172,7 @@ class Client:
             request.add_unredirected_header("Authorization", "Bearer " + self._key.reveal())
             if data is not None:
                 request.add_header("Content-Type", "application/json")
-            found = exchange(request, self._whole, connect=CONNECT, largest=LARGEST, proxies=self._proxies)
-            with suppress(ValueError, TypeError):
-                self.skew = parsedate_to_datetime(found.headers.get("Date") or "").timestamp() - self._clock.now()
-            return found
+            return exchange(request, self._whole, connect=CONNECT, largest=LARGEST, proxies=self._proxies)
         except (OSError, http.client.HTTPException, ValueError) as error:
             # The text of an exception may quote what was sent; its type does not.
             cause = getattr(error, "reason", error)

@@ -173,7 +173,7 @@ class VastAI(Client):
             ident = rows.identifier(answer.body.get("id"))
         except rows.OddRow:
             ident = None
-        at = None if self.skew is None else self._clock.now() + self.skew
+        at = None if answer.skew is None else self._clock.now() + answer.skew
         if "credit" in answer.body and answer.body["credit"] is None:
             return ports.Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
