@@ -91,16 +91,16 @@ class Reaper:
         return tuple(left)
 
     def _round(self, left: dict[int, _Teardown]) -> None:
+        began = self._clock.monotonic()
         seen_by_key = self._cloud.account() is not None
         listed = self._cloud.instances() if seen_by_key else None
         for one, trial in list(left.items()):
-            now = self._clock.monotonic()
-            if now < trial.next_at:
+            if began < trial.next_at:
                 continue
             unlisted = listed is not None and one not in {found.id for found in listed}
             if trial.accepted and unlisted and self._cloud.instance(one) is GONE:
                 trial.proofs += 1
-                trial.next_at = now + self._spacing
+                trial.next_at = self._clock.monotonic() + self._spacing
                 if trial.proofs >= 2:
                     self._show(f"{one}: gone, seen twice")
                     del left[one]

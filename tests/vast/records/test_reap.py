@@ -206,6 +206,30 @@ def test_one_that_comes_back_has_to_be_seen_gone_twice_again(shown: str, asked: 
     assert cloud.asked == asked and cloud.deletes, "two stale answers alone prove nothing"
 
 
+class Slow(Flickering):
+    """Its list comes at once, its answer about one machine 80 s later."""
+
+    def __init__(self, shown: str, clock: ManualClock) -> None:
+        super().__init__(shown)
+        self.clock, self.polls, self.answered = clock, list[float](), list[float]()
+
+    def instances(self) -> tuple[Instance, ...]:
+        self.polls.append(self.clock.time)
+        return super().instances()
+
+    def instance(self, instance_id: int) -> Gone:
+        self.clock.time += 80
+        self.answered.append(self.clock.time)
+        return GONE
+
+
+@pytest.mark.parametrize("machines", [[7], [7, 8]])
+def test_two_proofs_are_apart_from_the_answer_to_the_next_question(machines: list[int]) -> None:
+    cloud = Slow("." * 20, ManualClock())
+    assert reap.Reaper(cloud, cloud.clock, 90.0, lambda text: None).reap(machines) == ()  # type: ignore[arg-type]
+    assert cloud.polls[-1] - cloud.answered[-1 - len(machines)] >= 90
+
+
 def test_a_refused_key_is_a_mistake(world: World) -> None:
     world.environ = {"VAST_API_KEY": "wrong-key-0123"}
     done = world.vast("reap")
