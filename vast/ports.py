@@ -222,7 +222,7 @@ class Pulled:
     run: str | None = None
     checkpoint: str | None = None  # the newest checkpoint that is here, whole
     complete: bool = False  # the run itself is complete, and here
-    bytes: int = 0
+    bytes: int = 0  # that came, verified or not: the host's traffic
     local_disk_full: bool = False  # no room on our disk: a retry helps only after a person makes room
     message: str = ""
 

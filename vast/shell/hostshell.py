@@ -256,7 +256,7 @@ class HostShell:
             came, done = came + pulled.bytes, listed.done
             if not pulled.verified:
                 log.warning("pull: %s", pulled.message)
-                return pulled
+                return replace(pulled, bytes=came)
             if not listed.more or listed.run not in copy.complete_runs():
                 break
         if copy.campaign is not None:

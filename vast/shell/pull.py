@@ -10,6 +10,7 @@ import shutil
 import stat
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import DiskFull, UserError
@@ -54,7 +55,6 @@ class _Pull:
     def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int]) -> None:
         self.copy, self.listing, self.fetch, self.free = copy, listing, fetch, free
         self.problems: dict[str, str] = {}  # by path
-        self.moved = 0  # bytes
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
@@ -64,15 +64,17 @@ class _Pull:
         copy.mend()
         wanted = [one for one in listing.files if one.sha256 is None or not copy.has(one.path, one.size, one.sha256)]
         self._prepare(wanted)
+        held = sum(map(self._staged_size, wanted))
         coming = sum(max(0, one.size - self._staged_size(one)) for one in wanted)
         if coming + RESERVE > self.free(copy.staging):
             fact = f"{coming / 1e9:.1f} GB are to come, and there is no room for them"
             return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
+        came = max(0, sum(map(self._staged_size, wanted)) - held)  # also of files that are fetched again or continued
         if reply.no_room:
-            return _no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk")
+            return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
-            return Pulled(False, listing.run, copy.newest(), message=reply.reason)
+            return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)
         good = [one for one in wanted if self._is_good(one, reply)]
         complete = self._install(good)
         if not self.problems:
@@ -81,7 +83,7 @@ class _Pull:
         shown = [f"{path}: {why}" for path, why in self.problems.items()]
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
         message = "; ".join([*shown[:SHOWN], *more, *([reply.reason] if self.problems and not reply.good else [])])
-        return Pulled(not self.problems, listing.run, copy.newest(), complete, self.moved, message=message)
+        return Pulled(not self.problems, listing.run, copy.newest(), complete, came, message=message)
 
     # ---- staging
 
@@ -179,7 +181,6 @@ class _Pull:
     def _move(self, one: Listed) -> None:
         target = self.copy.place(one.path)
         staged = self._staged(one)
-        self.moved += staged.lstat().st_size
         sync_file(staged)
         os.replace(staged, target)
         sync_directory(target.parent)
@@ -197,7 +198,6 @@ class _Pull:
             target = ready / one.path.removeprefix(f"{name}/")
             target.parent.mkdir(parents=True, exist_ok=True)
             if one.path in coming:
-                self.moved += one.size
                 sync_file(self._staged(one))
                 os.replace(self._staged(one), target)
             else:

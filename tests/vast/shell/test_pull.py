@@ -260,3 +260,18 @@ def test_the_lease_is_renewed_while_a_transfer_runs(host: DirectoryHost, ours: O
     assert pulled is not None and pulled.verified and len(asked) == 7
     leases = [argv[-1] for _, argv, _ in ours.way.calls if "lease" in argv]
     assert leases == ["10000", "9700"]
+
+
+def test_each_byte_that_came_is_counted_once(host: DirectoryHost, way: DirectoryTransport, ours: Ours) -> None:
+    """They are paid for: of a log only its new end comes, and a pull that broke is continued."""
+    host.train(100)
+    host.write(f"{RUN}/train_log.jsonl", "x" * 100_000)
+    way.breaks_after, way.half = 1, True
+    broken = ours.pull()
+    way.breaks_after = None
+    whole = ours.pull()
+    assert not broken.verified and broken.bytes > 0
+    size = sum((ours.runs / name).stat().st_size for name in ours.files() if name.startswith(RUN))
+    assert abs(broken.bytes + whole.bytes - size) < 2_000
+    host.write(f"{RUN}/train_log.jsonl", "x" * 100_010)
+    assert ours.pull().bytes == 10
