@@ -86,7 +86,7 @@ class RunClock:
         return self._clock.monotonic() - self._zero
 
     def move_on(self, seconds: Seconds) -> None:
-        """Count time in which this machine's clock stood still."""
+        """Count time in which this machine's clock stood still; negative: that it counted too much over a reboot."""
         self._zero -= seconds
 
     def stamp(self) -> Stamp:

@@ -46,9 +46,12 @@ class Supervisor:
     _seen: Observation = field(default=Observation(0.0), init=False)
     _acts: int = field(default=0, init=False)
     _behind_since: Seconds | None = field(default=None, init=False)
+    _before_reboot: Seconds | None = field(default=None, init=False)  # until the first poll after it
 
     def __post_init__(self, last: Last | None) -> None:
         self.run_clock = RunClock(self.clock, None if last is None else last.stamp)
+        if last is not None and last.stamp.boot != self.clock.boot():
+            self._before_reboot = last.stamp.t
         if last is None:
             here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
             home = None if here is None else here.checkpoint
@@ -127,8 +130,9 @@ class Supervisor:
 
     def _look(self, t: Seconds) -> Observation:
         account = self.cloud.account()
+        before, self._before_reboot = self._before_reboot, None
         if account is not None and account.at is not None:
-            t, sure = self._on_time(t, account.at)
+            t, sure = self._on_time(t, account.at, before)
             if not sure:
                 return Observation(t, True, self.asked())
         state, machine = self.state, self.state.machine
@@ -153,21 +157,26 @@ class Supervisor:
         ended = self.run_clock.t()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network, ended)
 
-    def _on_time(self, t: Seconds, at: Seconds) -> tuple[Seconds, bool]:
+    def _on_time(self, t: Seconds, at: Seconds, before: Seconds | None) -> tuple[Seconds, bool]:
         """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended, a reboot set the wall
-        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts."""
+        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts. In the
+        first poll after a reboot, whose last record is of `before`, also moved back: where that was wrong, it is moved on."""
         zero = self.state.service_zero
-        if zero is None or at - zero - t < LAG:
+        lag = 0.0 if zero is None else at - zero - t
+        if before is not None and lag <= -LAG:  # the time in between was counted on a wall clock that is ahead
+            lag = max(lag, before - t)
+        elif lag < LAG:
             self._behind_since = None
             return t, True
-        if self._behind_since is None:
-            self._behind_since = t
-        jumped = self.clock.now() - self.state.begun_wall - (at - zero)
-        if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
-            return t, False
-        self.run_clock.move_on(at - zero - t)
+        else:
+            if self._behind_since is None:
+                self._behind_since = t
+            jumped = self.clock.now() - self.state.begun_wall - t - lag
+            if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
+                return t, False
+        self.run_clock.move_on(lag)
         self.state = self._unwatched(self.state)
-        return at - zero, True
+        return t + lag, True
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 

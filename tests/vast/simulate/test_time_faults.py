@@ -32,8 +32,23 @@ def test_mutation_time_that_our_clock_did_not_count_costs_nothing(
     found = list(worlds(*modes))
     assert [one.violations for one in found if one.violations] == []
     assert all(one.happened[mode] for one in found for mode in modes)
-    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at: (t, True))
+    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at, before: (t, True))
     assert {name for one in worlds(*modes) for name, _ in one.violations} == {"spend"}
+
+
+def test_mutation_a_wall_clock_that_is_ahead_over_a_reboot_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By days, as where the hardware's clock was set; the service's clock shows how long our machine was away."""
+
+    def results() -> set[str]:
+        made = [quiet(int(at), 4.0) for at in (2600.0, 4000.0, 6000.0)]
+        for one in made:
+            one.times = [Fault("reboot", one.seed, UNCOUNTED, 0.05), Fault("wall-jump", one.seed + 1900, 1.0, 0.95)]
+        return {str(run(one, POLICY).result) for one in made}
+
+    original = Supervisor._on_time
+    assert results() == {"done"}
+    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at, before: original(self, t, at, None))
+    assert results() == {"time-cap"}
 
 
 def test_mutation_two_listings_are_apart_by_the_beginnings_of_their_polls(monkeypatch: pytest.MonkeyPatch) -> None:
