@@ -25,7 +25,7 @@ from vast.simulate.faults import MODES, STEPS, schedule
     help="A policy file, laid over vast/policy.yaml.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
-@click.option("--seed", type=int, metavar="N", help="Replay this one, with its time line.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Replay this one, with its time line.")
 @click.option("--processes", default=min(8, os.cpu_count() or 1), type=click.IntRange(1),
               metavar="N", show_default="the processors, at most 8", help="Worlds at a time.")  # fmt: skip
 def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, processes: int) -> None:
@@ -39,7 +39,7 @@ def main(seeds: int, path: Path | None, as_json: bool, seed: int | None, process
         one = run.run(schedule(seed), policy, trace=True)
         click.echo("\n".join([*one.lines, f"result: {one.result}"]))
         sys.exit(EXIT_BUG if one.violations else 0)
-    found = campaign.campaign(range(seeds), partial(campaign.run_seed, policy=policy), processes)
+    found = campaign.campaign(range(seeds), partial(campaign.run_seed, policy=policy), min(processes, seeds))
     click.echo(json.dumps(found.to_dict(), sort_keys=True) if as_json else as_text(found))
     sys.exit(EXIT_BUG if found.violations else 0)
 

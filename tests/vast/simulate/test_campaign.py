@@ -162,3 +162,7 @@ def test_phases_are_those_of_the_contract() -> None:
         "terminating",
         "closed",
     ]
+
+
+def test_there_are_never_more_processes_than_worlds() -> None:
+    assert CliRunner().invoke(main, ["--seeds", "1", "--json", "--processes", "100000"]).exit_code == 0
