@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import click
 
-from jobs.config.campaign import require_stage
+from jobs.config.campaign import campaign_names, require_stage
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import ConfigError
@@ -86,7 +86,7 @@ class RentOptions(JobOptions):
 
     def work(self) -> works.Work:
         """A stage, or a campaign. Raises ConfigError, also where it names paths of this machine."""
-        if works.names_campaign(self.stage):
+        if self.stage in campaign_names() or self.stage.endswith((".yaml", ".yml")):
             profile = None if self.profile == DEFAULT_PROFILE else self.profile
             of_stage = {"--profile": profile, "--limit": self.limit, "--seed": self.seed, "--set": self.sets or None}
             given = [option for option, value in of_stage.items() if value is not None]
@@ -152,7 +152,8 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
     run_id = plans.run_id_of(work.name, now, token_hex(2))
     root, first = wiring.root(run_id), work.jobs[0]
-    command = plans.campaign_command(work.name, work.file, root) if work.is_campaign else asked.command(root)
+    sent = work.name if work.file is None else f"{root}/{plans.INPUTS}/{Path(work.file).name}"
+    command = ("campaign", sent) if work.is_campaign else asked.command(root)  # a campaign always continues
     pulled = plans.host_image(asked.image)
     ssh_key = None if asked.ssh_key is None else asked.ssh_key.absolute()
     jobs, complete = (work.jobs, ()) if asked.force else work.left(runs_dir)
@@ -182,9 +183,7 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
-    if (
-        account.id is None and wiring.first_process is onstart
-    ):  # a key of another account could not be told from this one
+    if account.id is None and wiring.first_process is onstart:  # no other account's key could be told from its own
         raise preflight.MarketError("Vast.ai", "the account is shown without its number", preflight.UNSEEN)
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from jobs.config.job import Job
@@ -112,11 +111,6 @@ def for_image(query: OfferQuery, needs: Needs, gb: float, policy: Policy) -> Off
     in_time = 1.5 * gb * 8000 / policy.deadlines.loading
     down_mbit = max(query.min_down_mbit, in_time)
     return replace(query, **vars(needs), min_down_mbit=down_mbit, down_gb=gb)
-
-
-def campaign_command(name: str, file: str | None, root: str) -> tuple[str, ...]:
-    """The command for the host's runner; a campaign always continues. root: the runs directory of the machine."""
-    return ("campaign", name if file is None else f"{root}/{INPUTS}/{Path(file).name}")
 
 
 def run_id_of(stage: str, now: datetime, random: str) -> str:

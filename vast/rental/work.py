@@ -37,10 +37,6 @@ class Work:
         return left, tuple(run.id for run in done.values())
 
 
-def names_campaign(name: str) -> bool:
-    return name in campaign_names() or name.endswith((".yaml", ".yml"))
-
-
 def campaign(name: str, given: Sequence[str], gpus: int, runs_dir: Path) -> Work:
     """The campaign of that name or file. given: the options that only a stage takes. Raises ConfigError."""
     chosen, where = read_campaign(name)

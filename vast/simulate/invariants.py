@@ -93,14 +93,10 @@ def countable(world: World, state: RunState) -> float:
         total += max(one.price, world.schedule.price) * (end - one.born) / 3600
     if state.intent is not None:
         total += state.intent.price * (world.now - world.intents[-1]) / 3600
-    lost = [*world.unclear, *(at for at in world.intents if _died_after(world, at))]
+    # and those after which the supervisor was killed before it could journal the answer
+    died = [at for at in world.intents if any(at <= begin < at + 30 for begin, _ in world.supervisor_down)]
     # up to two machines of each, until their switches ended them
-    return total + sum(2 * world.schedule.price * min(world.now - at, SWITCH) / 3600 for at in lost)
-
-
-def _died_after(world: World, at: float) -> bool:
-    """Whether the supervisor was killed before it could journal the answer to a call at `at`."""
-    return any(at <= begin < at + 30 for begin, _ in world.supervisor_down)
+    return total + sum(2 * world.schedule.price * min(world.now - at, SWITCH) / 3600 for at in (*world.unclear, *died))
 
 
 STUCK = 2.0 * 3600  # seconds

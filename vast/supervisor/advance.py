@@ -138,10 +138,6 @@ def _attached(state: RunState, action: Action, result: Result, policy: Policy) -
     return _on_machine(changed(state, look_at=at + policy.cadence.urgent), key_at=at)
 
 
-def _relabelled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    return _on_machine(state, renamed=result is not True)
-
-
 def _burned_in(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     """An answer that was lost, or one that never came: tried again once the host's own time limit is over."""
     machine = state.machine
@@ -327,7 +323,7 @@ AFTER: dict[Do, After] = {
     Do.CREATE: _created,
     Do.DESTROY: _destroyed,
     Do.ATTACH_KEY: _attached,
-    Do.RELABEL: _relabelled,
+    Do.RELABEL: lambda state, action, result, policy: _on_machine(state, renamed=result is not True),
     Do.BURN_IN: _burned_in,
     Do.PUSH: _pushed,
     Do.START: _started,

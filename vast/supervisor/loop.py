@@ -46,12 +46,11 @@ class Supervisor:
     _seen: Observation = field(default=Observation(0.0), init=False)
     _acts: int = field(default=0, init=False)
     _behind_since: Seconds | None = field(default=None, init=False)
-    _before_reboot: Seconds | None = field(default=None, init=False)  # until the first poll after it
 
     def __post_init__(self, last: Last | None) -> None:
         self.run_clock = RunClock(self.clock, None if last is None else last.stamp)
-        if last is not None and last.stamp.boot != self.clock.boot():
-            self._before_reboot = last.stamp.t
+        rebooted = last is not None and last.stamp.boot != self.clock.boot()
+        self._before_reboot = last.stamp.t if last is not None and rebooted else None  # until the first poll after it
         if last is None:
             here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
             home = None if here is None else here.checkpoint

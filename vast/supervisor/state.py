@@ -275,9 +275,7 @@ class Observation:
     # pending destroys whose host answered over ssh although the market shows them as gone
     answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer
-    ended: Seconds = (
-        0.0  # when the last answer was here: answers of two polls are as far apart as from this to the next `t`
-    )
+    ended: Seconds = 0.0  # when the last answer was here: two polls are as far apart as from this to the next `t`
 
 
 class Do(StrEnum):
