@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from app.attention.model_config import layer_types
+from jobs.config.schema import ALL_LAYERS
 from jobs.errors import ModelError
 
 _marked: list[bool] = []  # not empty once a model of this process has causal layers: only then a second mask is made
@@ -55,6 +56,12 @@ def restrict(model: Any, layers: str) -> None:
     for module in attention_modules(model):
         module._causal_layer = not chosen[module.layer_idx]  # type: ignore[index, assignment]
     _marked.append(True)
+
+
+def trained_layers(model: Any) -> str:
+    """The layers that the mask of a run's final model held in while it was trained; of any other model all."""
+    recorded = getattr(model.config, "prefill", None) or {}
+    return str(recorded.get("mask")).partition("@")[2] or ALL_LAYERS
 
 
 def restricted() -> bool:

@@ -11,7 +11,7 @@ from app.commands.options import FILE, layers_option, model_option, profile_opti
 from app.commands.textfiles import read_chats, read_lines, read_pairs, require_text, require_writable, write_scored
 from app.runtime.progress import waiting
 from jobs.config.load import resolve
-from jobs.config.schema import ALL_LAYERS, LEAKING, MASKS, NOT_LEAKING, Mask, mask_by_layer
+from jobs.config.schema import LEAKING, MASKS, NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,17 +25,19 @@ def _load(
     runs_dir: Path,
     sets: tuple[str, ...] = (),
     dtype: str | None = None,
-    layers: str = ALL_LAYERS,
-) -> Loaded:
+    layers: str | None = None,
+) -> tuple[Loaded, str]:
+    """The model, and the layers that a mask holds in."""
     chosen = resolve("stage1", profile, sets=sets).profile
-    from app.attention.layers import restrict
+    from app.attention.layers import restrict, trained_layers
     from app.model.load import find_checkpoint, load
 
     checkpoint = find_checkpoint(model, runs_dir, chosen.name) if model is not None else None
     with waiting("load the model"):
         loaded = load(chosen.model, checkpoint=checkpoint, dtype=dtype)
+    layers = layers or trained_layers(loaded.model)
     restrict(loaded.model, layers)
-    return loaded
+    return loaded, layers
 
 
 @click.command()
@@ -54,7 +56,7 @@ def _load(
               help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
 @layers_option
 @runs_option
-def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pairs: Path, out: Path, dtype: str | None,
+def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str | None, pairs: Path, out: Path, dtype: str | None,
                   boundary: str, batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
     """Score continuations given contexts, under any mask."""
     resolve("stage1", profile)
@@ -67,7 +69,7 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pair
     from app.scoring import loglikelihood
     from app.scoring.encode import ENCODERS, require_fits, unclean
 
-    loaded = _load(profile, model, runs_dir, dtype=dtype, layers=layers)
+    loaded, layers = _load(profile, model, runs_dir, dtype=dtype, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     requests = ENCODERS[boundary](loaded.tokenizer, [(row["context"], row["continuation"]) for _, row in lines])
     names = [where for where, _ in lines]
@@ -100,7 +102,7 @@ def loglikelihood(profile: str, model: str | None, mask: Mask, layers: str, pair
               help="Of keys and values: growing with the answer, or of full size from the start.")  # fmt: skip
 @layers_option
 @runs_option
-def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: str | None, prompts: Path | None,
+def generate(profile: str, model: str | None, mask: Mask, layers: str | None, prompt: str | None, prompts: Path | None,
              chats: Path | None, max_new_tokens: int, chat: bool, stream: bool | None, cache: Cache,
              runs_dir: Path) -> None:  # fmt: skip
     """Answer prompts that are read under a mask. Greedy: prefill under the mask, then ordinary cached decoding."""
@@ -123,7 +125,7 @@ def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: s
     from app.attention import selfcheck
     from app.scoring import generate as decoding
 
-    loaded = _load(profile, model, runs_dir, layers=layers)
+    loaded, _ = _load(profile, model, runs_dir, layers=layers)
     selfcheck.require(loaded.model, [mask], loaded.origin)
     ids = decoding.encode_prompts(loaded, texts, chat=chat)
     decoding.require_fits(loaded, ids, max_new_tokens)
@@ -140,13 +142,13 @@ def generate(profile: str, model: str | None, mask: Mask, layers: str, prompt: s
 
 
 def _answer_chats(
-    profile: str, model: str | None, mask: Mask, layers: str, chats: Path, max_new_tokens: int, runs_dir: Path
+    profile: str, model: str | None, mask: Mask, layers: str | None, chats: Path, max_new_tokens: int, runs_dir: Path
 ) -> None:
     given = read_chats(chats)
     from app.attention import selfcheck
     from app.scoring.conversation import Chat, rounds
 
-    loaded = _load(profile, model, runs_dir, layers=layers)
+    loaded, _ = _load(profile, model, runs_dir, layers=layers)
     if not loaded.tokenizer.chat_template:
         raise ConfigError("--chats", f"the tokenizer of {loaded.origin} has no chat template", "use --prompts")
     selfcheck.require(loaded.model, [mask], loaded.origin)
@@ -163,7 +165,7 @@ def _answer_chats(
 @set_option("Override one key of the profile, such as model.attention=eager.")
 @layers_option
 @runs_option
-def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str, runs_dir: Path) -> None:
+def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str | None, runs_dir: Path) -> None:
     """Check the laws of each mask on the loaded model. Each layer type by itself; exit 2 if one does not hold.
 
     Every run checks those of its own masks at its start; the laws are in docs/mask.md.
@@ -172,7 +174,7 @@ def probe(profile: str, model: str | None, sets: tuple[str, ...], layers: str, r
     from app.attention import selfcheck as laws
     from app.attention.model_config import layer_types
 
-    loaded = _load(profile, model, runs_dir, sets, layers=layers)
+    loaded, _ = _load(profile, model, runs_dir, sets, layers=layers)
     kinds = layer_types(loaded.model)
     click.echo(f"{loaded.origin}: {', '.join(f'{kinds.count(kind)} {kind}' for kind in dict.fromkeys(kinds))} layers, "
                f"{loaded.attention}, {loaded.dtype}, {loaded.device}")  # fmt: skip

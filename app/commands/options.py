@@ -8,7 +8,7 @@ import click
 from pydantic_core import PydanticCustomError
 
 from jobs.config.load import DEFAULT_PROFILE
-from jobs.config.schema import ALL_LAYERS, checked_layers
+from jobs.config.schema import checked_layers
 from jobs.errors import RunStateError, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,7 +40,7 @@ model_option = click.option(
 )  # fmt: skip
 
 
-def valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def _valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     try:
         return None if value is None else checked_layers(value)
     except PydanticCustomError as error:
@@ -48,8 +48,8 @@ def valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 layers_option = click.option(
-    "--layers", default=ALL_LAYERS, show_default=True, callback=valid_layers, metavar="all|global|first:N|every:K",
-    help="Which layers the mask holds in; the others are causal.",
+    "--layers", callback=_valid_layers, metavar="all|global|first:N|every:K",
+    help="Which layers the mask holds in; the others are causal. Default: as the model was trained.",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import click
 
 from app.commands.options import FILE, profile_option, runs_option
 from jobs.config.load import resolve
-from jobs.config.schema import NOT_LEAKING, Mask
+from jobs.config.schema import NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import CheckpointError, ConfigError
 
 DEFAULT_MODELS = ("base", "stage3a", "stage3b")  # untrained, the causal control, trained under the mask
@@ -51,6 +51,7 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
     if not runs_dir.is_dir():
         raise ConfigError(runs_dir, "no such directory", "make it, or correct --runs-dir (make: RUNS)")
     from app.attention import selfcheck
+    from app.attention.layers import restrict, trained_layers
     from app.model.load import find_checkpoint, load
 
     found: list[tuple[str, Path | None]] = []
@@ -64,9 +65,11 @@ def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prom
     columns = []
     for name, checkpoint in found:
         loaded = load(chosen.model, checkpoint=checkpoint)
+        restrict(loaded.model, layers := trained_layers(loaded.model))
         selfcheck.require(loaded.model, masks, loaded.origin)
         for mask in masks:
-            columns.append(column(name, loaded, asked, mask, max_new_tokens=max_new_tokens))
+            answered = column(name, loaded, asked, mask, max_new_tokens=max_new_tokens)
+            columns.append({**answered, "mask": mask if mask == "causal" else mask_by_layer(mask, layers)})
     page: dict[str, Any] = {
         "schema": 1, "profile": chosen.name, "max_new_tokens": max_new_tokens,
         "prompts": [one.model_dump() for one in asked], "columns": columns, "judge": None,

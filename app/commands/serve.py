@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.commands.options import FILE, model_option, profile_option, runs_option, valid_layers
+from app.commands.options import FILE, layers_option, model_option, profile_option, runs_option
 from jobs.config.load import resolve
-from jobs.config.schema import ALL_LAYERS, NOT_LEAKING, Mask, mask_by_layer
+from jobs.config.schema import NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ _GRACE = 10  # seconds for answers in the making once a signal came
 @model_option
 @click.option("--mask", type=click.Choice(NOT_LEAKING), help="How prompts are read. Default: as the model was trained; causal "
               "for the profile's own model.")  # fmt: skip
-@click.option("--layers", callback=valid_layers, metavar="all|global|first:N|every:K",
-              help="Which layers the mask holds in. Default: as it was trained.")  # fmt: skip
+@layers_option
 @click.option("--listen", default="8001", show_default=True, metavar="[HOST:]PORT", help="This machine's own address unless "
               "another HOST is named. Port 0: a free one.")  # fmt: skip
 @click.option("--key-file", type=FILE, envvar="PREFILL_SERVE_KEY_FILE", show_envvar=True,
@@ -61,7 +60,7 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     import uvicorn
 
     from app.attention import selfcheck
-    from app.attention.layers import restrict
+    from app.attention.layers import restrict, trained_layers
     from app.model.load import find_checkpoint, load
     from app.serve.server import Served, application
     from app.serve.worker import Worker
@@ -70,9 +69,9 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     listening = _bound(host, port)
     loaded = load(chosen.model, checkpoint=checkpoint)
     about = getattr(loaded.model.config, "prefill", None) or {}  # of a run's final model
-    trained, _, trained_layers = str(about.get("mask", "causal")).partition("@")
+    trained = str(about.get("mask", "causal")).partition("@")[0]
     chosen_mask: Mask = mask or trained  # type: ignore[assignment]
-    layers = layers or (chosen_mask == trained and trained_layers) or ALL_LAYERS
+    layers = layers or trained_layers(loaded.model)
     restrict(loaded.model, layers)
     selfcheck.require(loaded.model, [chosen_mask], loaded.origin)
     own = about.get("run") or (Path(loaded.origin).name if checkpoint else loaded.origin)

@@ -91,7 +91,7 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
         fact = "is of code in no commit" if commit is None else f"is of code that differs from its commit {commit[:12]}"
         raise RunStateError(run.id, fact, "run the stage again on committed code, or --force (make: FORCE=1)")
     evaluations = [entry for other in list_runs(runs_dir) if other.state() == "complete"
-                   for entry in other.read_metrics()["evaluations"] if entry["model_run"] == run.id]  # fmt: skip
+                   for entry in other.read_metrics().get("evaluations") or [] if entry.get("model_run") == run.id]  # fmt: skip
     if evaluations and all(entry["leaks"] for entry in evaluations):
         raise RunStateError(run.id, "has only been scored under masks that leak the answer", "score it: make stage4")
     base, terms = base_model(job["profile"]["model"], licence, ask)

@@ -32,6 +32,7 @@ from jobs.config import strict_yaml
 from jobs.config.campaign import campaign_names
 from jobs.errors import DataError, RunStateError, make_command
 from jobs.runs.atomic import encode, read_json, read_jsonl, write_text_atomically
+from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir
 
 KEPT = ("stage.yaml", "summary.json", "metrics.json", "eval_log.jsonl")
@@ -55,7 +56,7 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
         begin = make_command(f"campaign CAMPAIGN={name if name in campaign_names() else 'lookup'}", runs_dir=runs_dir)
         remedy = f"name one of these: {known}" if known else f"run: {begin}"
         raise RunStateError(record, f"no campaign {name} has run here", remedy)
-    ledger = read_json(record)
+    ledger = read_campaign_file(record)
     runs = [run for run in runs_of(runs_dir, name) if run.state() == "complete"]
     if not runs:
         raise RunStateError(record, "no run of this campaign is complete", "start the campaign again: it goes on")

@@ -18,7 +18,7 @@ from app.report.comparisons import Comparison
 from jobs.config.campaign import Primary
 from jobs.config.load import CELL
 from jobs.errors import DataError, make_command
-from jobs.runs.atomic import read_json
+from jobs.runs.records import read_campaign_file
 
 _MEASURES = {"gold_nll": "gold NLL in nats a token", "accuracy": "accuracy"}
 
@@ -107,7 +107,7 @@ def read_primary(runs_dir: Path, profile: str, campaign: str | None = None) -> t
     """
     found, directory = [], runs_dir / "campaigns"
     for path in sorted(directory.glob("*.json")) if campaign is None else [directory / f"{campaign}.json"]:
-        declared = read_json(path)
+        declared = read_campaign_file(path)
         try:
             primary = Primary.model_validate(declared.get("primary"))
         except ValidationError:

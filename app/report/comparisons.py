@@ -224,7 +224,7 @@ def paired(first: Evaluation, second: Evaluation) -> Paired:
 
 def trained_under(runs: Iterable[Run]) -> dict[str, str]:
     """{stage: mask of its training}, from the training runs given, else from the stages' definition."""
-    return _TRAINED_UNDER | {run.stage: str(run.train["mask"]) for run in runs if run.train}
+    return _TRAINED_UNDER | {run.stage: str(run.train["mask"]) for run in runs if run.train and "mask" in run.train}
 
 
 def planned_comparisons(runs: Sequence[Run], trainings: Trainings) -> list[Comparison]:

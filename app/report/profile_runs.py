@@ -13,7 +13,7 @@ from app.report.trainings import find_trainings
 from jobs.config.campaign import Primary
 from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
-from jobs.runs.atomic import read_json
+from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, list_runs
 
 
@@ -114,7 +114,9 @@ def profile_of(run: RunDir) -> str | None:
 
 def runs_of(runs_dir: Path, campaign: str) -> list[RunDir]:
     """The runs that a campaign lists as its own, oldest first."""
-    wanted = {entry["run"] for entry in read_json(runs_dir / "campaigns" / f"{campaign}.json").get("runs") or []}
+    wanted = {
+        entry.get("run") for entry in read_campaign_file(runs_dir / "campaigns" / f"{campaign}.json").get("runs") or []
+    }
     return [run for run in list_runs(runs_dir) if run.id in wanted]
 
 

@@ -4,14 +4,13 @@ Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per it
 against metrics.json: a run whose two files disagree is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
 
 from app.report.items import FILE as ITEMS
 from app.report.items import ROUNDING, read_items
@@ -19,24 +18,12 @@ from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 from jobs.errors import DataError
 from jobs.runs.atomic import read_json, read_jsonl
+from jobs.runs.records import TaskScore, checked
 from jobs.runs.rundir import RunDir
 
 _SCHEMA = 1
 _ATOL = 1e-6  # metrics.json and samples.jsonl count the same right answers
 _TOLERANCE = {"samples.jsonl": _ATOL, ITEMS: ROUNDING}  # of the NLL, relative
-
-
-class TaskScore(BaseModel, frozen=True):
-    """One task of one evaluation, from metrics.json."""
-
-    items: int
-    headline: float
-    stderr: float | None = None  # of a single item
-    gold_nll: float | None = Field(default=None, alias="gold_nll_per_token")  # nats, of the right answer
-    gold_nll_rounding: float = 0.0  # by which faster products than float32's may have moved it
-    chance: float
-    prefix_violations: int = 0
-    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -153,10 +140,6 @@ def load_run(run: RunDir, model: str | None = None) -> Run:
         )
     except KeyError as missing:
         raise DataError(str(path / "metrics.json"), f"key {missing} is missing", "score the stage again") from None
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        fact = f"key {wrong['loc'][0]!r} is {'missing' if wrong['type'] == 'missing' else repr(wrong['input'])}"
-        raise DataError(str(path / "metrics.json"), fact, "score the stage again") from None
 
 
 def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str) -> tuple[Evaluation, ...]:
@@ -171,6 +154,7 @@ def _evaluations(path: Path, run_id: str, metrics: Mapping[str, Any], model: str
         by_task = {task: sorted(rows.get(task, []), key=lambda row: str(row["id"])) for task in e["tasks"]}
         for task, score in e["tasks"].items():
             _refuse_disagreement(samples_path, e, task, score, by_task[task])
+        _refuse_other_macro(path / "metrics.json", e)
         named = {**e, "model": model} if e["model"] == metrics["stage"] else e
         loaded.append(_evaluation(run_id, model, named, by_task))
     return tuple(loaded)
@@ -203,6 +187,22 @@ def _refuse_disagreement(
             raise DataError(str(path), fact, remedy)
 
 
+def _refuse_other_macro(path: Path, e: Mapping[str, Any]) -> None:
+    """Raise DataError where the macro numbers of an evaluation are not those of its tasks."""
+    tasks, macro = e["tasks"].values(), e["macro"]
+    means = [sum(task[key] for task in tasks) / len(tasks) for key in ("headline", "chance")]
+    of_tasks = (*means, sum(task["items"] for task in tasks))
+    written = macro["value"], macro["chance"], e["items"]
+    if any(abs(a - b) > _ATOL for a, b in zip(of_tasks, written, strict=True)) or not (
+        macro["ci95"][0] - _ATOL <= macro["value"] <= macro["ci95"][1] + _ATOL
+    ):
+        shown = "macro accuracy {:.4f}, chance {:.4f} and {} items"
+        fact = (
+            f"{e['label']}: {shown.format(*written)}, interval {macro['ci95']}; by its tasks {shown.format(*of_tasks)}"
+        )
+        raise DataError(str(path), fact, "the run's files do not belong together; score the stage again")
+
+
 def _evaluation(
     run_id: str,
     stage: str,
@@ -211,9 +211,10 @@ def _evaluation(
 ) -> Evaluation:
     lo, hi = e["macro"]["ci95"]
 
-    def column(value: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, NDArray[Any]]:
-        return {task: np.array([value(task, row) for row in rows]) for task, rows in by_task.items()}
+    def column(key: str) -> dict[str, NDArray[Any]]:
+        return {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()}
 
+    predictions = {task: _prediction(e, task) for task in by_task}
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
     return Evaluation(
         run_id=run_id,
@@ -231,9 +232,11 @@ def _evaluation(
         items_per_s=float(e["items_per_s"]),
         tokens_per_s=float(e["tokens_per_s"]),
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
-        correct=column(lambda task, row: row[_prediction(e, task)] == row["gold"]),
-        nll=column(lambda task, row: row["nll"]) if has_nll else {},
-        tokens=column(lambda task, row: row["tokens"]) if has_nll else {},
+        correct={
+            task: np.array([row[predictions[task]] == row["gold"] for row in rows]) for task, rows in by_task.items()
+        },
+        nll=column("nll") if has_nll else {},
+        tokens=column("tokens") if has_nll else {},
         tokens_per_item=e["tokens"] / _passes(e) if "tokens" in e else None,
     )
 
@@ -259,10 +262,12 @@ def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     if not path.is_file():
         raise DataError(str(path), "the per item scores are missing", "score the stage again")
-    for row in read_jsonl(path):
+    for number, row in enumerate(checked(path, read_jsonl(path), "samples"), start=1):
         by_task = grouped.setdefault(row["evaluation"], {})
         short = {key: row[key] for key in kept if key in row}
         if "n_tokens" in row:
+            if row["gold"] >= min(len(row.get("logprobs", ())), len(row["n_tokens"])):
+                raise DataError(f"{path}:{number}", "the right choice has no log-likelihood", "score the stage again")
             short |= {"nll": -row["logprobs"][row["gold"]], "tokens": row["n_tokens"][row["gold"]]}
         by_task.setdefault(row["task"], []).append(short)
     return grouped

@@ -5,6 +5,7 @@ of items for, NLL often decides with tens. A difference whose 95 % interval hold
 "no difference" states the smallest difference that these items and seeds can show. Leaking evaluations never enter.
 """
 
+import math
 from dataclasses import dataclass
 
 from app.report.campaign import Setting, unfinished
@@ -31,7 +32,7 @@ class Finding:
         """Such as "5.0 points more accurate"."""
         if self.points is None:
             return f"{'surer' if self.direction == 'better' else 'less sure'} of the right answers{self.beside}"
-        return f"{self.points:.1f} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
+        return f"{_size(self.points)} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
 
 
 def finding(c: Comparison, measure: str = "accuracy") -> Finding:
@@ -69,13 +70,18 @@ def _and_accuracy(c: Comparison, by_nll: str | None) -> str:
         return ""
     agrees = (c.verdict, by_nll) in (("higher", "better"), ("lower", "worse"))
     more = "more" if c.verdict == "higher" else "less"
-    return f" ({'and' if agrees else 'though'} {abs(100 * c.accuracy.total.value):.1f} points {more} accurate)"
+    return f" ({'and' if agrees else 'though'} {_size(abs(100 * c.accuracy.total.value))} points {more} accurate)"
+
+
+def _size(points: float) -> str:
+    return f"{points:.1f}" if points >= 0.05 else "less than 0.1"  # never 0.0, of what is not zero
 
 
 def excluded(d: Difference) -> float:
-    """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it."""
+    """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it.
+    Rounded up to three digits, as it is printed: what is denied must not be inside the interval."""
     bounds = (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else ()
-    return max(smallest_difference(d.variance), *bounds, 0.0)
+    return math.ceil(1000 * max(smallest_difference(d.variance), *bounds, 0.0) - 1e-9) / 1000
 
 
 def not_enough(c: Comparison) -> str:

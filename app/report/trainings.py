@@ -95,8 +95,8 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
 
 
 def _solved(run: RunDir) -> int | None:
-    log = run.read_jsonl("eval_log.jsonl")
-    return next((line["step"] for line in log if (line.get("eval_loss") or 1.0) <= SOLVED), None)
+    losses = ((line["step"], line.get("eval_loss")) for line in run.read_jsonl("eval_log.jsonl"))
+    return next((step for step, loss in losses if loss is not None and loss <= SOLVED), None)
 
 
 def _evaluations(

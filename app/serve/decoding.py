@@ -24,6 +24,7 @@ from app.serve.requests import ApiError
 from jobs.config.schema import Mask
 
 Finish = Literal["stop", "length", "timeout", "cancelled"]
+_COLDEST = 1e-6  # a temperature: below it logits would grow beyond float32, and the likeliest token is sure already
 _ROWS = 256  # of logits turned into log-probabilities at once
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer writes for half of a character
 
@@ -124,7 +125,7 @@ class _Choice(LogitsProcessor):
         chosen = scores.clone() if sampled else scores
         for i in sampled:
             how = self.rows[i].sampling
-            likely = TopPLogitsWarper(how.top_p)(None, scores[i : i + 1] / how.temperature)
+            likely = TopPLogitsWarper(how.top_p)(None, scores[i : i + 1] / max(how.temperature, _COLDEST))
             token = torch.multinomial(likely.softmax(-1)[0], 1, generator=self._random[i])
             chosen[i] = -torch.inf
             chosen[i, token] = 0.0

@@ -23,6 +23,7 @@ from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError
 from jobs.lock import exclusive
 from jobs.runs.atomic import encode, read_json, write_text_atomically
+from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, list_runs
 
 AGAIN = "start the campaign again: it goes on"
@@ -85,7 +86,7 @@ class Ledger:
                     {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary,
                      "cells": len(self.cells), "fingerprints": self._fingerprints}
                 )  # fmt: skip
-            before = read_json(self.path)
+            before = read_campaign_file(self.path)
         if before.get("primary") != primary:
             fact = f"another primary comparison was declared on {before.get('declared')} ({self.path})"
             raise ConfigError(f"campaign {self.name}: primary", fact, "restore it, or give this one a file of its own")
@@ -96,8 +97,8 @@ class Ledger:
         runs = [{"run": one.run.id, **one.cell.place} for one in complete if one.run is not None]
         with exclusive(self.path.with_suffix(".lock")):
             settings = self.campaign.model_dump(mode="json", exclude_unset=True)
-            self._write({**read_json(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints, "runs": runs,
-                         "settings": settings})  # fmt: skip
+            self._write({**read_campaign_file(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints,
+                         "runs": runs, "settings": settings})  # fmt: skip
 
     def _write(self, value: Mapping[str, Any]) -> None:
         write_text_atomically(self.path, encode(value, indent=2) + "\n")

@@ -20,6 +20,7 @@ from jobs.estimate.gpus import gpu_at_hand
 from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
+NO_GRAPHS = "the memory is too small for CUDA graphs"
 CERTAIN = 1.1  # no estimate is wrong by 10 %: a job that needs more than 1.1 times the memory cannot fit
 
 
@@ -69,7 +70,7 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
         wanted = found is not None and found.checkpointing is not False
         train = train.model_copy(update={"gradient_checkpointing": wanted})
     if train is not None and found is not None and found.no_graphs:
-        log.info("train.graph: auto is false here: the memory is too small for CUDA graphs")
+        log.info(f"train.graph: auto is false here: {NO_GRAPHS}")
         train = train.model_copy(update={"graph": False})
     return replace(job, stage=job.stage.model_copy(update={"train": train}),
                    profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip

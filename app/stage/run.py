@@ -148,7 +148,7 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, 
     try:
         if not ranks.main:
             return _follow(job, runs_dir, ranks)
-        return _lead(job, runs_dir, ranks, look, now)
+        return _lead(job, runs_dir, ranks, look, now, insisting=force or proceed)
     except BaseException as error:
         ended = getattr(error, "exit_code", EXIT_BUG)
         raise
@@ -156,7 +156,17 @@ def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, 
         ranks.leave(ended)
 
 
-def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now) -> Outcome:
+def _begin(found: Found, runs_dir: Path, started: datetime, *, insisting: bool) -> RunDir:
+    """A new run, in which other processes find its job. Since `find` looked, torch was imported, for seconds: another may have
+    begun the same one."""
+    _refuse_concurrent_run(found.job, runs_dir, found.record["fingerprint"], insisting=insisting)
+    run = RunDir.create(runs_dir, found.job.stage.name, started, _serial())
+    with _outcome_recorded(run):
+        run.write_job(found.record)
+    return run
+
+
+def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now: Now, *, insisting: bool) -> Outcome:
     try:
         found = look()
         if found.done is None:
@@ -165,8 +175,8 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             from app.stage.work import work
 
             started = now()
-            run = RunDir.create(runs_dir, job.stage.name, started, _serial()) if found.unfinished is None else (
-                RunDir.reopen(found.unfinished.path))  # fmt: skip
+            run = RunDir.reopen(found.unfinished.path) if found.unfinished is not None else (
+                _begin(found, runs_dir, started, insisting=insisting))  # fmt: skip
     except BaseException as error:  # the other ranks wait for the decision
         ranks.share({"refused": error.exit_code if isinstance(error, UserError) else EXIT_BUG})
         raise
@@ -179,8 +189,6 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
     keep, every = (1, None) if train is None else (train.keep_checkpoints, train.push_every)
     uploads = Uploads(store, run, keep, every)
     with uploads, run, StopFlag().listening() as stop, _outcome_recorded(run):
-        if found.unfinished is None:
-            run.write_job(found.record)
         with _logging_to(run.log_path):
             require_shared(run.path, ranks, os.environ)
             if found.unfinished is not None and store is not None:

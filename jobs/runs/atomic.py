@@ -27,6 +27,20 @@ def encode(value: object, *, indent: int | None = None, null_for_nan: bool = Fal
     return json.dumps(_nulled(value) if null_for_nan else value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def _decode(text: str) -> Any:
+    """What `encode` may have written. Raises ValueError: also for NaN, infinity, and a lone surrogate, which no file can hold."""
+    value = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    if "\\u" in text:
+        encode(value).encode()
+    return value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text:.20} is no number of JSON")
+    return value
+
+
 def _nulled(value: Any) -> Any:
     if isinstance(value, float):
         return finite(value)
@@ -48,14 +62,14 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def io_errors_reported(path: Path) -> Iterator[None]:
+def io_errors_reported(path: Path, remedy: str = "") -> Iterator[None]:
     """Turn the operating system's errors inside the block into DiskFull or RunStateError."""
     try:
         with disk_full_reported(path):
             yield
     except OSError as error:
         fact = f"cannot be written: {error.strerror}{_owner(path, error)}"
-        raise RunStateError(path, fact, "choose another --runs-dir") from None
+        raise RunStateError(path, fact, remedy or "choose another --runs-dir") from None
 
 
 def _owner(path: Path, error: OSError) -> str:
@@ -98,16 +112,16 @@ def replaced(path: Path, durable: bool = True) -> Iterator[IO[str]]:
         raise
 
 
-def write_text_atomically(path: Path, text: str, durable: bool = True) -> None:
+def write_text_atomically(path: Path, text: str, durable: bool = True, remedy: str = "") -> None:
     """Replace a file at once: readers see the old content or the new. Raises DiskFull, RunStateError."""
-    with io_errors_reported(path), replacing(path, durable) as file:
+    with io_errors_reported(path, remedy), replacing(path, durable) as file:
         file.write(text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises DataError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = _decode(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(path, "no such file") from None
     except OSError as error:
@@ -191,7 +205,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     values = []
     for number, line in enumerate(lines, start=1):
         try:
-            value = json.loads(line)
+            value = _decode(line.decode())
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}", f"malformed JSON: {error}", "delete the line") from None
         if not isinstance(value, dict):

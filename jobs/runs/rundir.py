@@ -23,7 +23,7 @@ from jobs.clock import Clock
 from jobs.config import strict_yaml
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
-from jobs.errors import DiskFull, RunStateError, make_command
+from jobs.errors import DiskFull, RunStateError, UserError, make_command
 from jobs.runs import atomic
 from jobs.runs.runfiles import ID_PATTERN, STOPPED, RunFiles, State
 
@@ -266,7 +266,7 @@ def _init_run(runs_dir: Path, job: Job, name: str) -> str:
     for run in reversed(list_runs(runs_dir, name)):
         try:
             unfit = _unfit(run, job)
-        except (KeyError, TypeError, AttributeError):
+        except (UserError, KeyError, TypeError, AttributeError):
             unfit = "is damaged (stage.yaml or summary.json)"
         if not unfit:
             return run.id

@@ -16,6 +16,7 @@ from jobs import lock
 from jobs.config import strict_yaml
 from jobs.errors import EXIT_STOPPED, DataError, UserError
 from jobs.runs import atomic
+from jobs.runs.records import checked
 
 State = Literal["complete", "running", "failed", "interrupted"]
 STOPPED: tuple[State, ...] = ("failed", "interrupted")  # to be resumed
@@ -56,7 +57,8 @@ class RunFiles:
     def read_job(self) -> dict[str, Any]:
         """stage.yaml: the record that `Job.from_dict` takes, with the keys fingerprint and init_runs."""
         path = self.path / "stage.yaml"
-        return strict_yaml.read(path, str(path))
+        record: dict[str, Any] = checked(path, strict_yaml.read(path, str(path)))
+        return record
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the job; None for a run that was killed before it wrote its job."""
@@ -78,14 +80,19 @@ class RunFiles:
         return str(found)
 
     def read_metrics(self) -> dict[str, Any]:
-        return atomic.read_json(self.path / "metrics.json")
+        return self._read_json("metrics.json")
 
     def read_summary(self) -> dict[str, Any]:
-        return atomic.read_json(self.path / "summary.json")
+        return self._read_json("summary.json")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        value: dict[str, Any] = checked(self.path / name, atomic.read_json(self.path / name))
+        return value
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
-        return atomic.read_jsonl(self.path / name)
+        lines: list[dict[str, Any]] = checked(self.path / name, atomic.read_jsonl(self.path / name))
+        return lines
 
     def verify(self) -> list[str]:
         """What differs from the manifest, such as `final/model.safetensors: missing`. Empty if nothing does."""

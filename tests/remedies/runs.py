@@ -20,6 +20,7 @@ from jobs import lock
 from jobs.config.load import resolve
 from jobs.estimate.estimate import estimate
 from jobs.runs import atomic
+from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, resolve_init
 from tests.app.fakes.fake_work import NOW, failing, fine
 from tests.app.fakes.synthetic_runs import write_run
@@ -216,6 +217,14 @@ def _(w: World) -> Steps:
     yield None
 
 
+@remedy("jobs/lock.py", "let this user read it")
+def _(w: World) -> Steps:
+    w.path("lock").mkdir()  # root, as which tests may run, reads every file
+    yield lambda: lock.is_held(w.path("lock"))
+    w.path("lock").rmdir()
+    yield None
+
+
 def io_error(w: World, number: int) -> Steps:
     target = w.path("runs/a.json")
     target.parent.mkdir()
@@ -250,6 +259,27 @@ def _(w: World) -> Steps:
         shutil.rmtree(run.path)
         write_run(w.path("runs"), "stage1", minute=1)
         yield lambda: study_of_profile(w.path("runs"), None)
+
+
+@remedy("jobs/runs/records.py", "score the stage again", "delete the run's directory, or restore the file",
+        "start the campaign again, or delete the file")  # fmt: skip
+def _(w: World) -> Steps:
+    run = write_run(w.path("runs"), "stage1")
+    if "campaign" in w.text:
+        path = w.write("runs/campaigns/mine.json", {"cells": "many"})
+        yield lambda: read_campaign_file(path)
+        path.unlink()
+        yield lambda: study_of_profile(w.path("runs"), None)
+        return
+    name = "metrics.json" if "score" in w.text else "summary.json"
+    good = (run.path / name).read_text()
+    (run.path / name).write_text('{"profile": []}')
+    yield lambda: study_of_profile(w.path("runs"), None)
+    (run.path / name).write_text(good)
+    yield None
+    shutil.rmtree(run.path)
+    write_run(w.path("runs"), "stage1", minute=1)
+    yield None
 
 
 @remedy("jobs/runs/runfiles.py", "delete the run's directory, or restore the file")

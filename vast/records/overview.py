@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.columns import Column, table_lines
 from jobs.errors import UserError, make_command, runs_setting
-from jobs.runs.atomic import read_json_or_nothing
+from jobs.runs.atomic import finite, read_json_or_nothing
 from jobs.runs.rundir import RunDir, list_runs
 from jobs.runs.runfiles import State
 from vast.records.status import RunStatus
@@ -115,7 +115,8 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
             found.append(f"resume {runs[-1].id}: {again} RESUME=1")
         elif state == "failed":
             found.append(f"see why {runs[-1].id} failed ({runs[-1].log_path}), then: {again}")
-    unfinished = [name for name, one in campaigns.items() if len(one.get("runs", ())) < int(one.get("cells", 1))]
+    done = {name: one["runs"] if isinstance(one.get("runs"), list) else [] for name, one in campaigns.items()}
+    unfinished = [name for name, one in campaigns.items() if len(done[name]) < (finite(one.get("cells")) or 1)]
     found += [
         f"go on with campaign {name}: make campaign CAMPAIGN={name}{runs_setting(runs_dir)}" for name in unfinished
     ]

@@ -352,6 +352,14 @@ def test_a_run_under_segment_and_by_layer_ends_with_its_mask_named(command: Comm
     options = "--mask segment --layers first:1"
     assert f"generate {options}` reads it as trained" in (metrics.parent / "final" / "README.md").read_text()
     command("generate", *words, "--model", "stage3b", *options.split(), "--max-new-tokens", 2, "--prompt", "a").fine()
+    (tmp_path / "pairs").write_text('{"context": "a b", "continuation": " c"}\n')
+    (tmp_path / "prompts.yaml").write_text("prompts: [{id: one, text: a b}]\n")
+    asked = ("--model", "stage3b", "--mask", "segment")
+    pairs = ("--pairs", tmp_path / "pairs", "--out", tmp_path / "scored")
+    assert "under segment@first:1" in command("loglikelihood", *words, *asked, *pairs).fine()  # as it was trained
+    assert "under segment\n" in command("loglikelihood", *words, *asked, *pairs, "--layers", "all").fine()
+    shown = command("samples", *words, *asked, "--prompts", tmp_path / "prompts.yaml", "--max-new-tokens", 2).fine()
+    assert "stage3b/segment@first:1" in shown
     command("generate", *words, "--layers", "every:9", "--prompt", "a").refused(
         "layers: every:9: the model has 2 layers"
     )

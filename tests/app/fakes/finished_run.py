@@ -16,7 +16,7 @@ FINAL = {"config.json": b"{}", "model.safetensors": b"w" * 5000, "tokenizer.json
          "adapter/adapter_config.json": b'{"base_model_name_or_path": "/a/cache", "r": 8}',
          "adapter/adapter_model.safetensors": b"a" * 700,
          "README.md": b"---\nbase_model: x\n---\n# The title\n\nWhat it is.\n\n`AutoModel` of this machine"}  # fmt: skip
-SECTION = dict(steps=6, stopped_by="max_steps", train_examples=100, precision="fp32", eval_loss_first=3.0, eval_loss_best=2.5,
+SECTION = dict(mask="prefix", steps=6, stopped_by="max_steps", train_examples=100, precision="fp32", eval_loss_first=3.0, eval_loss_best=2.5,
                data={"kept_by_set": {"sciq": 60, "boolq": 40}})  # fmt: skip
 
 

@@ -187,7 +187,7 @@ def test_other_questions_in_the_repeated_order_are_not_compared(tmp_path: Path) 
 def test_for_look_ups_the_step_at_which_each_seed_has_learnt_them_is_shown(tmp_path: Path) -> None:
     write_cells(tmp_path, recipes=("full",), suite=("lookup", "context_first"), items=8)
     for n, path in enumerate(sorted(tmp_path.glob("cell/*/eval_log.jsonl"))[:2]):  # of seed 0, causal and prefix
-        losses = (3.0, 0.051, 0.05, 0.001) if n == 0 else (3.0, 0.04, 0.9, 0.9)
+        losses = (3.0, 0.051, 0.05, 0.001) if n == 0 else (3.0, 0.0, 0.9, 0.9)
         lines = [json.dumps({"step": 50 * i, "eval_loss": loss}) for i, loss in enumerate(losses)]
         path.write_text("\n".join(lines) + "\n")
     lines = build_report(tmp_path).to_markdown().splitlines()

@@ -61,7 +61,9 @@ def test_a_damaged_flag_does_not_hide_that_bidirectional_leaks(tmp_path: Path) -
     assert "bidirectional (leaks)" in build_report(tmp_path).to_markdown()
 
 
-@pytest.mark.parametrize(("value", "fact"), [(None, "is missing"), ("much", "is 'much'")])
+@pytest.mark.parametrize(
+    ("value", "fact"), [(None, "is missing"), ("much", "is 'much': Input should be a valid number")]
+)
 def test_a_number_that_is_none_is_refused_by_its_key(tmp_path: Path, value: str | None, fact: str) -> None:
     run = write_run(tmp_path, "stage1")
     metrics = run.read_metrics()
@@ -69,7 +71,9 @@ def test_a_number_that_is_none_is_refused_by_its_key(tmp_path: Path, value: str 
     if value is None:
         del metrics["evaluations"][0]["tasks"]["piqa"]["chance"]
     (run.path / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(DataError, match=f"metrics.json: key 'chance' {fact}; score the stage again"):
+    with pytest.raises(
+        DataError, match=f"metrics.json: key 'evaluations.0.tasks.piqa.chance' {fact}; score the stage again"
+    ):
         build_report(tmp_path)
 
 

@@ -13,8 +13,10 @@ import pytest
 
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
 from app.report.render import Report, build_report
+from app.report.sentences import Finding, excluded
 from app.report.tables import gold_nll
 from app.stats.bootstrap import Interval
+from app.stats.difference import Difference, Variance
 from jobs.config import strict_yaml
 from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
 
@@ -66,6 +68,21 @@ def test_no_damage_is_stated_with_the_smallest_difference_that_could_be_shown(
     found = report_with(tmp_path, monkeypatch, 400, base_prefix=0.0, stage3b_prefix=0.0)
     assert "changes little (no difference of 2." in found.headline
     assert "less accurate; finetuning" not in found.headline
+
+
+@pytest.mark.parametrize("bound", [0.022249, 0.0189, 0.0231, 0.001, 0.3, 0.0004])
+def test_a_size_that_is_denied_is_beyond_the_interval_as_it_is_printed(bound: float) -> None:
+    """A difference of 2.22 points is inside an interval to 2.225: "no difference of 2.2 points or more" would be wrong."""
+    for value, lo, hi in ((0.0, -0.0001, bound), (0.0, -bound, 0.0001)):
+        found = Difference(Interval(value, lo, hi), {}, (value,), Variance(100, 1e-12, 0.0, 1, None))
+        said = float(f"{100 * excluded(found):.1f}")
+        assert 100 * bound - 1e-9 <= said < 100 * bound + 0.1
+
+
+def test_a_clear_difference_is_never_said_to_be_of_0_points() -> None:
+    found = Finding("better", 0.03, "")
+    assert found.change == "less than 0.1 points more accurate"
+    assert replace(found, points=0.06).change == "0.1 points more accurate"
 
 
 def test_with_few_items_the_log_likelihood_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

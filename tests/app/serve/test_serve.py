@@ -119,6 +119,13 @@ def test_a_stop_string_ends_an_answer_before_it(client: openai.OpenAI) -> None:
     assert complete(client, PROMPTS[1], stop="no such thing").choices[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45, 5e-324])
+def test_a_temperature_near_0_chooses_as_0_does(client: openai.OpenAI, temperature: float) -> None:
+    """Logits divided by it are infinite, of which a whole batch would fail."""
+    cold, greedy = (complete(client, PROMPTS, temperature=t).choices for t in (temperature, 0.0))
+    assert [one.text for one in cold] == [one.text for one in greedy]
+
+
 def test_a_seed_gives_one_answer_alone_and_beside_others(client: openai.OpenAI) -> None:
     def sampled(prompts: list[str], seed: int | None) -> list[str]:
         return [one.text for one in complete(client, prompts, temperature=1.0, seed=seed).choices]

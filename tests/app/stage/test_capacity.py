@@ -343,7 +343,10 @@ def test_the_peak_is_that_of_the_run_and_not_of_an_earlier_one_of_the_process(mo
 
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(few_rows_here: None, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
-    found = lambda job, *_: replace(estimate_on(job, Gpu("TEST", 989, 67, 80, 4800)), checkpointing=True)  # noqa: E731
+    def found(job: Job, *_: Any) -> Estimate | None:
+        estimated = estimate_on(job, Gpu("TEST", 989, 67, 80, 4800))
+        return replace(estimated, checkpointing=True, no_graphs=True)
+
     monkeypatch.setattr("app.stage.capacity.estimate_here", found)
     peaks = [20.0]  # of an earlier run of this process
     monkeypatch.setattr("app.stage.capacity.peak_gb", lambda: max(peaks))
@@ -356,6 +359,7 @@ def test_the_report_sets_the_actual_numbers_beside_the_estimate(few_rows_here: N
     metrics = run.read_metrics()
     assert metrics["estimate"].keys() == {*metrics["actual"], "hours"}
     assert metrics["train"]["gradient_checkpointing"] is True  # as the estimate found
+    assert metrics["train"]["graph_reason"] == "the memory is too small for CUDA graphs"
     assert metrics["actual"]["tokens"] == metrics["train"]["tokens"] and metrics["actual"]["peak_gb"] == 1.5
     assert run.read_summary()["hours"] > 0
     command("report", "--runs-dir", tmp_path).fine()

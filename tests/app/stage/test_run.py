@@ -8,17 +8,22 @@ import logging
 import os
 import re
 import signal
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from app.data.contents import contents_of
 from app.runtime.ending import RunEnded
+from app.stage.run import run_stage
 from jobs.config.job import Job
+from jobs.config.load import resolve
 from jobs.errors import DataError, DiskFull, RunStateError
 from jobs.runs.rundir import RunDir, list_runs
 from tests.app.fakes.command_line import everything_in
-from tests.app.fakes.fake_work import Start, failing
+from tests.app.fakes.fake_work import NOW, Start, failing
 
 # ---- which run -------------------------------------------------------------------------------------------------------
 
@@ -83,6 +88,23 @@ def test_the_very_same_job_is_not_run_a_second_time_beside_itself(
         return {"base/causal": 0.25}
 
     assert start(work).ran
+
+
+def test_of_two_that_begin_at_once_the_second_is_refused(start: Start, tmp_path: Path) -> None:
+    """Both have looked before either has a directory: torch is being imported, for seconds."""
+    job, runs_dir = resolve("stage1", "ci"), tmp_path / "runs"
+    others = []
+
+    def another_begins() -> datetime:
+        others.append(RunDir.create(runs_dir, "stage1", NOW))
+        others[0].write_job(replace(job, contents=contents_of(job)).record({"base": "base"}))
+        return NOW
+
+    with pytest.raises(RunStateError, match="is already running: .*; wait for it, or .*--force"):
+        run_stage(job, runs_dir, force=False, resume=False, now=another_begins)
+    others[0].close()
+    assert [run.id for run in list_runs(runs_dir)] == [others[0].id]
+    assert start().ran
 
 
 def test_the_summary_is_written_after_the_work_only(start: Start) -> None:
