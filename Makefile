@@ -116,7 +116,7 @@ docker_check = [ ! -e .venv/.base ] || [ .venv/.base -ot requirements/base.lock 
 # ---- targets --------------------------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: ## The experiment in small, stage1 to nonprefill, and its report: 5 to 10 minutes on two cores
+demo: ## The whole experiment in small, with its report: ten minutes
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) demo $(call stage_words,$(call runner,native))
 
@@ -132,7 +132,7 @@ OF_CAMPAIGN := PROFILE LIMIT SEED SUITE ORDER RECIPE SET FORCE
 named_campaign = '$(1)'$(foreach one,$(OF_CAMPAIGN),$(if $(filter command,$(origin $(one))),$(error $(one): \
   a campaign has its own; change it in a copy of the campaign file, and name that: CAMPAIGN=mine.yaml)))
 .PHONY: campaign
-campaign: ## Carry out a matrix of runs, or go on with it: make campaign CAMPAIGN=lookup; DRY_RUN=1 for hours and dollars
+campaign: ## A matrix of runs: CAMPAIGN=lookup; DRY_RUN=1: its cost
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) campaign $(call named_campaign,$(call needed,CAMPAIGN,$(CAMPAIGN),lookup)) $(call runs_dir,$(call runner,native)) $(if $(call on,DRY_RUN),--plan) $(ARGS)
 
@@ -144,7 +144,7 @@ serve: $(VENV) $(SERVE) ## Answer requests in OpenAI's form at http://127.0.0.1:
 	@$(PYTHON) -m app serve --profile '$(PROFILE)' $(call runs_dir,native) $(if $(RUN),--model '$(RUN)') $(if $(MASK),--mask '$(MASK)') $(ARGS)
 
 .PHONY: doctor preview report runs power status track samples results
-doctor: ## What this machine lacks: packages, disk, caches, keys, GPU and driver, engine; each with its remedy
+doctor: ## What this machine lacks, and how to get it
 	@$(if $(VENV),$(if $(wildcard $(PYTHON)),$(PYTHON),python3),$(PYTHON)) -m app doctor $(call runs_dir,native) $(ARGS)
 preview: ## Three examples of the training data as STAGE (stage3b) trains on them, with what is learnt marked
 	@$(call ready,$(call runner,native))
@@ -162,7 +162,7 @@ track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Track
 	esac
 # Without PROFILE: that of the newest run.
 of_profile = $(if $(asked),--profile '$(asked)')
-report: ## Print the results; write runs/report.md and runs/report.html
+report: ## Print the results; write runs/report.md and report.html
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) report $(call runs_dir,$(call runner,native)) $(of_profile) $(if $(COMPARE),--compare $(COMPARE)) $(ARGS)
 runs: ## List runs with their state and result
@@ -177,7 +177,7 @@ power: ## The smallest difference that the items and seeds of the runs can show
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) power $(call runs_dir,$(call runner,native)) $(of_profile) $(ARGS)
 
-status: $(VENV) ## Stages, campaigns and rented machines, and what to do next; also as runs/status.html
+status: $(VENV) ## What ran, what runs, what to do next; runs/status.html
 	@$(call vast,overview) --html '$(or $(RUNS),$(PREFILL_RUNS),runs)/status.html'
 
 # The supervisor runs in .venv; IMAGE is the image that `make push` has pushed. See docs/vast.md.
@@ -185,7 +185,7 @@ vast = $(PYTHON) -m vast $(1) $(if $(RUNS),--runs-dir '$(RUNS)')
 needed = $(or $(2),$(error $(1) is needed, as in make $@ $(1)=$(3)))
 
 .PHONY: vast-up vast-status vast-down vast-reap vast-contract vast-drill
-vast-up: $(VENV) ## Rent a machine and run a stage on it, or a campaign: make vast-up STAGE=stage5b IMAGE=registry/name:tag
+vast-up: $(VENV) ## Run on a rented GPU: STAGE=stage5b IMAGE=...; vast.md
 	@$(call vast,up) $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') \
 	  --image '$(call needed,IMAGE,$(call setting,IMAGE),registry/name:tag)' $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEED),--seed $(SEED)) $(call sets,$(named) $(SET)) $(if $(call on,FORCE),--force) $(ARGS)
@@ -201,7 +201,7 @@ vast-contract: $(DEV) ## Compare the live market with what our client assumes: r
 	@VAST_CONTRACT=1 $(PYTHON) -m pytest -q -rs tests/vast/marketplace/test_live_service.py $(ARGS)
 
 .PHONY: submit
-submit: $(VENV) ## A stage or a CAMPAIGN as a job of a cluster: make submit STAGE=stage5b ON=slurm NODES=2 GPUS=8; ON=skypilot, dstack, kubernetes
+submit: $(VENV) ## Run on a cluster: STAGE=stage5b ON=slurm; ecosystem.md
 	@$(PYTHON) -m jobs.submit $(if $(CAMPAIGN),$(call named_campaign,$(CAMPAIGN)),'$(call needed,STAGE,$(STAGE),stage5b)' --profile '$(PROFILE)') --on '$(call needed,ON,$(ON),slurm)' \
 	  $(if $(RUNS),--runs-dir '$(RUNS)') $(if $(NODES),--nodes $(NODES)) $(if $(GPUS),--gpus $(GPUS)) $(if $(GPU_NAME),--gpu '$(GPU_NAME)') \
 	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(SEEDS)$(SEED),--seeds $(or $(SEEDS),$(SEED))) $(if $(call setting,IMAGE),--image '$(call setting,IMAGE)') \
@@ -279,7 +279,7 @@ clean: ## Remove .venv and caches; results in runs/ stay
 FIRST := demo stage1 doctor campaign status report submit vast-up test setup
 help: ## The targets to begin with
 	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
-	  printf '  make %-15s %s\n' $(target) "A stage: $$(sed -n 's/^title: *//p' jobs/$(target).yaml). The others: $(filter-out $(target),$(STAGES))";,\
+	  printf '  make %-15s %s\n' $(target) "One stage of eight: make help-all lists them";,\
 	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
 	@echo '  make help-all        Every target and every setting'
 help-all: ## Every target, stage and setting

@@ -12,7 +12,7 @@ from typing import Literal
 from jobs.errors import EXIT_OK, EXIT_USER, UserError
 from jobs.runs.atomic import io_errors_reported
 
-Verdict = Literal["ok", "missing", "unknown"]
+Verdict = Literal["ok", "missing", "optional", "unknown"]
 LEAST_DISK = 5e9  # bytes: a few checkpoints of a small model
 
 

@@ -34,12 +34,14 @@ def hold(path: Path) -> IO[str]:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process, this one included, holds the lock."""
+    """Whether some process, this one included, holds the lock. Raises RunStateError for one that cannot be read."""
     try:
         with path.open(encoding="utf-8") as file:
             return not _try(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise RunStateError(path, f"cannot be read: {error.strerror}", "let this user read it") from None
 
 
 @contextmanager

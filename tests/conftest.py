@@ -26,9 +26,9 @@ gc.disable()  # until all tests are collected: next to nothing that they import 
 
 def pytest_collection_finish() -> None:
     """What is imported by now stays: else each full garbage collection looks at all of torch again, a tenth of all that a
-    worker does. And 700 objects, Python's measure of when to collect, are nothing to a test with a model."""
+    worker does. Of it 10,000 objects are garbage, which stays too: to find them takes half a second. And 700 objects, Python's
+    measure of when to collect, are nothing to a test with a model."""
     gc.enable()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000)
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
 Seconds = float
@@ -40,6 +41,7 @@ class Offer:
     cpu_arch: str = ""
     datacenter: bool = False
     traffic: Dollars = 0.0  # once, for `OfferQuery.down_gb`
+    up_cost: Dollars = 0.0  # of a GB that is fetched from it
 
 
 def hourly(offer: Offer, bid: Dollars | None) -> Dollars:
@@ -308,6 +310,7 @@ def label_text(run_id: str, deadline: float) -> str:
     return text
 
 
+@lru_cache(maxsize=1024)  # of the machines of an account the same labels are read in every poll
 def parse_label(text: str) -> Label | None:
     """None for a label that is not ours: such machines are never touched."""
     match = _LABEL.fullmatch(text)

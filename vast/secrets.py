@@ -70,7 +70,6 @@ class Redactor:
                 self.learn(Secret(word.partition("=")[2]))
 
     def holds(self, text: str) -> bool:
-        """Whether `text` contains a known secret."""
         return any(form.reveal() in text for form in self._forms)
 
     def __call__(self, text: str) -> str:

@@ -76,7 +76,7 @@ def measured_dependence(model: PreTrainedModel, where: Layout, ids: Tensor) -> T
     for j in range(size):  # row 0 stays as it was
         rows[j + 1, j] = (rows[j + 1, j] + vocab // 2) % vocab
     logits = _run(model, rows, where.repeat_rows(size + 1)).logits
-    moved = (logits[1:] - logits[:1]).abs().amax(-1).float()  # (key, query)
+    moved = (logits[1:] - logits[:1]).abs_().amax(-1).float()  # (key, query)
     return (moved > tolerance(logits)).T.cpu()
 
 

@@ -35,7 +35,8 @@ def doctor(no_engine: bool, runs_dir: Path) -> None:
 
     Python, packages, disk, caches, keys, GPU and driver, container engine.
 
-    One line each: ok, or missing with the remedy. Exit code 2 if something is missing. For renting: python -m vast doctor.
+    One line each: ok, optional, or missing with the remedy. Exit code 2 if something is missing. `python -m vast doctor` is
+    for renting.
     """
     machine = Machine(os.environ, Path.home(), _run)
     raise click.exceptions.Exit(report(checks(machine, runs_dir, cache_dir(), engine=not no_engine), click.echo))

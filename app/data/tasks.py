@@ -21,6 +21,7 @@ from jobs.errors import DataError
 
 SPLIT = "validation"
 EMBEDDED = EvalData(source="embedded")
+MANY = 2000  # rows: a limit from here on is taken of the whole set, which the check for overlap reads too
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def load_items(task: str, data: EvalData = EMBEDDED, *, format: ScoreFormat = "h
         DataError: no such data, or a malformed row (dataset, index and field are named).
     """
     if data.source == "embedded":
-        return list(_embedded_items(task, format, limit, root_of(data)))
+        whole = limit is None or limit >= MANY
+        return list(_embedded_items(task, format, None if whole else limit, root_of(data))[:limit])
     spec = TASKS[task]
     if data.source == "hub":
         name = spec.hub[0]

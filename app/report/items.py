@@ -41,12 +41,10 @@ def read_items(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """{evaluation: {task: [row, ...]}}, the rows as app/report/runs.py makes them of samples.jsonl."""
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for line in read_jsonl(path):
-        more = [key for key in ("nll", "tokens") if key in line]
-        rows: list[dict[str, Any]] = []
-        for name, right, *own in zip(line["ids"], map(int, line["right"]), *(line[key] for key in more), strict=True):
-            row = {"id": name, "sha": line["items"], "gold": 1}
-            row["pred_acc"] = row["pred_acc_norm"] = row["pred_acc_token"] = right
-            row.update(zip(more, own, strict=True))
-            rows.append(row)
+        right = [int(digit) for digit in line["right"]]
+        columns = {"id": line["ids"], **dict.fromkeys(("pred_acc", "pred_acc_norm", "pred_acc_token"), right)}
+        columns |= {key: line[key] for key in ("nll", "tokens") if key in line}
+        same = {"sha": line["items"], "gold": 1}
+        rows = [dict(zip(columns, values, strict=True), **same) for values in zip(*columns.values(), strict=True)]
         found.setdefault(line["evaluation"], {})[line["task"]] = rows
     return found

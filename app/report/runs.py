@@ -4,7 +4,7 @@ Only completed runs are loaded (the files: jobs/runs/rundir.py). Outcomes per it
 against metrics.json: a run whose two files disagree is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,10 @@ def _evaluation(
 ) -> Evaluation:
     lo, hi = e["macro"]["ci95"]
 
-    def column(value: Callable[[str, Mapping[str, Any]], Any]) -> dict[str, NDArray[Any]]:
-        return {task: np.array([value(task, row) for row in rows]) for task, rows in by_task.items()}
+    def column(key: str) -> dict[str, NDArray[Any]]:
+        return {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()}
 
+    predictions = {task: _prediction(e, task) for task in by_task}
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
     return Evaluation(
         run_id=run_id,
@@ -231,9 +232,11 @@ def _evaluation(
         items_per_s=float(e["items_per_s"]),
         tokens_per_s=float(e["tokens_per_s"]),
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
-        correct=column(lambda task, row: row[_prediction(e, task)] == row["gold"]),
-        nll=column(lambda task, row: row["nll"]) if has_nll else {},
-        tokens=column(lambda task, row: row["tokens"]) if has_nll else {},
+        correct={
+            task: np.array([row[predictions[task]] == row["gold"] for row in rows]) for task, rows in by_task.items()
+        },
+        nll=column("nll") if has_nll else {},
+        tokens=column("tokens") if has_nll else {},
         tokens_per_item=e["tokens"] / _passes(e) if "tokens" in e else None,
     )
 

@@ -118,7 +118,7 @@ def keys(machine: Machine) -> Iterator[Check]:
         elif (machine.home / file).is_file():
             yield Check("key", "ok", f"{name} is not set; {machine.home / file} is there")
         else:
-            yield Check("key", "ok", f"{name} is not set; for {purpose}: export {name}=...")
+            yield Check("key", "optional", f"{name} is not set; for {purpose}: export {name}=...")
 
 
 # ---- GPU, driver, engine
@@ -127,7 +127,7 @@ def keys(machine: Machine) -> Iterator[Check]:
 def gpus(machine: Machine) -> Check:
     code, text = machine.run(QUERY)
     if code == 127:
-        return Check("gpu", "ok", "none: stages run on the CPU; for an NVIDIA GPU install its driver")
+        return Check("gpu", "optional", "none: stages run on the CPU; for an NVIDIA GPU install its driver")
     fact = f"nvidia-smi: {text or 'no answer'}; install NVIDIA's driver {DRIVER} or later, and restart"
     return Check("gpu", "missing", fact) if code else Check("gpu", "ok", text)
 
@@ -161,7 +161,7 @@ def engine_and_image(machine: Machine, driver: int | None) -> Iterator[Check]:
     if code:
         fact = "no docker on PATH" if code == 127 else f"docker does not answer ({text or 'no answer'})"
         remedy = f"for containers {'install' if code == 127 else 'start'} one"
-        yield Check("engine", "ok", f"none: {fact}; stages run without a container; {remedy}")
+        yield Check("engine", "optional", f"{fact}; stages run without a container; {remedy}")
         return
     yield Check("engine", "ok", f"docker {text.split()[0] if text else 'of unknown version'}")
     if driver is None:

@@ -33,7 +33,6 @@ _WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] 
     "acc_norm": lambda logprob, tokens, chars: logprob / chars,
     "acc_token": lambda logprob, tokens, chars: logprob / tokens,
 }
-ARITHMETICS = (*KINDS, "float32")  # of the passes of an exact evaluation
 
 
 def _spans(sizes: Sequence[int]) -> list[range]:
@@ -68,20 +67,19 @@ def _sample(evaluation: str, item: Item, scored: Sequence[Scored], requests: Seq
 
 
 def _rounding(exact: Exact, gold: Sequence[tuple[int, int]]) -> float:
-    """How much a task's NLL per token may have moved by the faster products, in nats: for each of their passes, the mean absolute
-    movement of the right answers that a slower one scored too, and that are finite, for the share of tokens that it decided.
+    """How much a task's NLL per token may have moved by the faster products, in nats: the mean absolute movement of the right
+    answers that were scored, and finite, in both arithmetics, for the share of tokens that was not.
 
     gold: of each item, its index, and that of its right answer's request.
     """
     items, at = (list(of) for of in zip(*gold, strict=True))
-    by, scored = exact.by[items], [exact.scored[i] for i in at]
+    again, before, scored = exact.rescored[items], exact.logprobs[at], [exact.scored[i] for i in at]
     tokens, decided = np.array([one.n_tokens for one in scored]), np.array([one.logprob for one in scored])
-    moved = 0.0
-    for number, logprobs in enumerate(exact.logprobs[:-1, at]):
-        both = (by > number) & np.isfinite(logprobs)
-        if left := tokens[by == number].sum():
-            moved += np.abs(decided - logprobs)[both].sum() / tokens[both].sum() * left
-    return float(moved / tokens.sum())
+    both = again & np.isfinite(before)
+    if again.all():
+        return 0.0
+    moved = np.abs(decided - before)[both].sum() / tokens[both].sum()
+    return float(moved * tokens[~again].sum() / tokens.sum())
 
 
 @contextmanager
@@ -166,7 +164,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         sample = _sample(label, item, scored[span], requests[span], {name: of[number] for name, of in picks.items()})
         samples.append(sample)
         if checked is not None:
-            sample["arithmetic"] = ARITHMETICS[checked.by[number]]
+            sample["arithmetic"] = "float32" if checked.rescored[number] else KINDS[checked.first]
     by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
     tasks = {task: _task_result([i for i in items if i.task == task], rows) for task, rows in by_task.items()}
     if checked is not None:
@@ -191,8 +189,6 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
-        entry["exact"] = {
-            "first": ARITHMETICS[checked.first], "rescored": int((checked.by == len(KINDS)).sum()), "passes": dict(ran),
-            "bounds": {ARITHMETICS[number]: bounds for number, bounds in checked.bounds.items()},
-        }  # fmt: skip
+        entry["exact"] = {"first": KINDS[checked.first], "rescored": int(checked.rescored.sum()), "passes": dict(ran),
+                          "bounds": checked.bounds}  # fmt: skip
     return entry, samples

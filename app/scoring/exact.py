@@ -1,13 +1,12 @@
-"""float32's choices by faster products (app/model/products.py): items whose best choices are close are scored again, by the next
-products where many are close, in float32 at the end.
+"""float32's choices by faster products (app/model/products.py): items whose best choices are close are scored again in float32.
 
 Rounding moves a log-probability by a little at each of its tokens, so the difference of two choices moves by about the square
-root of their tokens. How much is measured, for each products, task and way to weigh a choice: on a sample of items that float32
-scores, then on every item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement
-seen. The sample also decides which products come first: the fastest that hold it and decide half of it. A model that never
-was trained for its mask is moved far, and its choices are close. So is one whose attention does not obey the mask in these
-products: they need no self-check of their own, and one in float16 would refuse a model that float16 cannot hold. samples.jsonl
-records the arithmetic of each item.
+root of their tokens. How much is measured, for each task and each way to weigh a choice: on a sample of items, then on every
+item that is scored again, until no item is left whose margin lies within SAFETY times the largest movement seen. The sample also
+decides how all items are multiplied first: by the fastest products that leave few items in doubt. A model that never was trained
+for its mask is moved far, and its choices are close. So is one whose attention does not obey the mask in these products: they
+need no self-check of their own, and one in float16 would refuse a model that float16 cannot hold. samples.jsonl records the
+arithmetic of each item.
 """
 
 import math
@@ -25,27 +24,26 @@ Bounds = dict[str, dict[str, float]]  # by task and metric
 Pass = Callable[[list[int]], list[Scored]]  # scores of the requests of these items, one item after another
 SAMPLE, LEAST = 50, 32  # one item in 50 of a task is measured, and at least 32
 SAFETY = 1.5  # the largest error seen is not the largest there is
-HALF = 0.5  # of the sample: where more is in doubt, a pass of all items by these products is not worth its time
-MANY = 0.15  # of all items: more in doubt are scored by the next products, in a third of float32's time
+MANY = 0.15  # of the sample: with more in doubt the next products, of three times the work, are faster in the end
 
 
 @dataclass(frozen=True)
 class Exact:
-    """`scored`: per request, by the pass that decided its item, `by[item]`, a number of `passes`. `first`: the pass of all items.
-    `logprobs[n]`: per request in nats by pass n, NaN where it did not run. `bounds`: by pass that ran, the largest movement
-    from it allowed for, in nats for each square root of a token."""
+    """`scored`: per request, by float32 where `rescored` holds of its item, elsewhere by `first`, the number of a pass.
+    `logprobs`: per request in nats by that pass. `bounds`: the largest movement allowed for, in nats for each square root of a
+    token."""
 
     scored: list[Scored]
-    by: np.ndarray
     first: int
+    rescored: np.ndarray
     logprobs: np.ndarray
-    bounds: dict[int, Bounds]
+    bounds: Bounds
 
 
 @np.errstate(invalid="ignore")  # of numbers that are not finite no difference is known
 def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks: Sequence[str],
                   metrics: Mapping[str, Weigh], passes: Sequence[Pass]) -> Exact:  # fmt: skip
-    """Score every item, and again by slower passes those whose choice by one of `metrics` could be another in float32.
+    """Score every item, and again in float32 those whose choice by one of `metrics` could be another there.
 
     Args:
         spans: per item, the indices of its requests, from 0 and without a gap. chars: characters of its choices. tasks: its task.
@@ -55,18 +53,16 @@ def exact_choices(spans: Sequence[range], chars: Sequence[Sequence[int]], tasks:
     every, last = np.arange(len(spans)), len(passes) - 1
     sample = np.sort(np.concatenate([_sample(np.flatnonzero(own)) for own in work.groups.values()]))
     work.run(last, sample)
-    number = 0
-    while number < last - 1 and not work.suits(number, sample):
-        number += 1
-    used = [number]
-    work.run(number, every)
+    first = 0
+    while first < last - 1 and not work.suits(first, sample):
+        first += 1
+    work.run(first, every)
     while True:
-        bounds = {n: work.bounds(n) for n in used if n < last}
-        again = np.flatnonzero(work.in_doubt(bounds))
+        bounds = work.bounds(first)
+        again = np.flatnonzero((work.by == first) & work.in_doubt(first, bounds))
         if not len(again):
-            return Exact(work.decided(), work.by, used[0], work.logprobs, bounds)
-        used.append(used[-1] + 1 if used[-1] + 1 < last and len(again) > MANY * len(every) else last)
-        work.run(used[-1], again if used[-1] == last else np.union1d(again, sample))
+            return Exact(work.decided(), first, work.by == last, work.logprobs[first], bounds)
+        work.run(last, again)
 
 
 class _Work:
@@ -99,11 +95,11 @@ class _Work:
         return [self.results[by][i] for by, span in zip(self.by.tolist(), self.spans, strict=True) for i in span]
 
     def suits(self, number: int, sample: np.ndarray) -> bool:
-        """Whether the products of this pass can hold the sample, and decide half of it."""
+        """Whether the products of this pass can hold the sample, and leave little of it in doubt."""
         self.run(number, sample)
         at = [i for item in sample.tolist() for i in self.spans[item]]
-        close = self._close(number, self.bounds(number))[sample]
-        return bool(np.isfinite(self.logprobs[number, at]).all() and close.mean() <= HALF)
+        doubt = self.in_doubt(number, self.bounds(number))[sample]
+        return bool(np.isfinite(self.logprobs[number, at]).all() and doubt.mean() <= MANY)
 
     def bounds(self, number: int) -> Bounds:
         """SAFETY times the largest movement from this pass to a slower one; infinite where no item of a task can be compared."""
@@ -120,14 +116,8 @@ class _Work:
                 found[task][metric] = SAFETY * float(moved[own].max()) if known[own].any() else math.inf
         return found
 
-    def in_doubt(self, bounds: Mapping[int, Bounds]) -> np.ndarray:
-        """For each item, whether by the pass that decided it a choice lies within the bound of the best one, or is not finite."""
-        found = np.zeros(len(self.spans), dtype=bool)
-        for number, allowed in bounds.items():
-            found |= (self.by == number) & self._close(number, allowed)
-        return found
-
-    def _close(self, number: int, bounds: Bounds) -> np.ndarray:
+    def in_doubt(self, number: int, bounds: Bounds) -> np.ndarray:
+        """Whether by this pass a choice lies within the bound of the best one, or is not finite, for each item."""
         margins, lengths = self._margins(self.logprobs[number], self.logprobs[number])
         found = np.zeros(len(self.spans), dtype=bool)
         for metric, scale in lengths.items():

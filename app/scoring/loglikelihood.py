@@ -39,9 +39,8 @@ ARITHMETIC = 3
 COMPILING = 12.0  # seconds to compile the layers, on the host of an H200 (docs/log.md)
 # Seconds that compiling saves on an H200: per token, and per token and parameter (docs/log.md).
 _SAVED_TOKEN, _SAVED_PARAMETER = 2.0e-6, 1.5e-15
-# Per token of a float32 model (app/model/products.py), and seconds to load kernels from the cache, since such a model is scored
-# more than once: with the compiler for the first products, which are large work before the next ones are.
-_SAVED_FAST = {"float16": (1.2e-6, 2.0), "bfloat16x3": (2.2e-6, 1.0)}
+_SAVED_FAST = {"float16": 1.2e-6, "bfloat16x3": 2.2e-6}  # per token, of float32 models (app/model/products.py)
+_COMPILED_BEFORE = 2.0  # seconds to load the compiler and the kernels of its cache: float32 is scored more than once
 _CPU_TOKENS = 1024  # more leave a CPU's cache, and rows of like length are fewer to choose from
 _MULTIPLE = {"cuda": 8, "cpu": 1}  # widths of padded rows: GPU kernels want masks aligned to 16 bytes
 
@@ -249,6 +248,5 @@ def compiling_pays(loaded: Loaded, tokens: int) -> bool:
     if not loaded.any_attention or (model.dtype == torch.float32 and products_of(model) is None):
         return loaded.attention == NAMES["flex_attention"]
     if (kind := products_of(model)) is not None:
-        saved, before = _SAVED_FAST[kind]
-        return tokens * saved > before
+        return tokens * _SAVED_FAST[kind] > _COMPILED_BEFORE
     return tokens * (_SAVED_TOKEN + _SAVED_PARAMETER * model.num_parameters()) > COMPILING

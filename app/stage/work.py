@@ -4,7 +4,6 @@ import logging
 import random
 import shutil
 import time
-from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -249,8 +248,8 @@ class _Stage:
         log.info(f"{name} under {mask}{leaks}: macro {entry['macro']['value']:.4f} on {entry['items']} items "
                  f"in {time.monotonic() - started:.1f} s")  # fmt: skip
         if "exact" in entry:
-            by = Counter(row["arithmetic"] for row in rows)
-            log.info("items decided " + ", ".join(f"by {name} {count:,}" for name, count in sorted(by.items())))
+            log.info(f"{entry['exact']['rescored']} of {entry['items']} items were scored again in float32, "
+                     f"all by {entry['exact']['first']} before")  # fmt: skip
         return entry, rows
 
     def _write(self, section: dict[str, Any] | None, evaluations: list[dict[str, Any]]) -> None:

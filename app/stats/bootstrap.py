@@ -25,7 +25,7 @@ R = TypeVar("R")
 
 CONFIDENCE = 0.95
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
-_CHUNK = 4_000_000  # numbers held at once while resampling: 32 MB of float64
+_CHUNK = 250_000  # numbers held at once while resampling: 2 MB of float64 stay in the cache of a processor
 _FLOAT32_WHOLE = 2**24  # below it float32 holds every whole number
 
 

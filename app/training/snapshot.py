@@ -10,6 +10,7 @@ import pickle
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,10 @@ class Writer:
         held = host_copy(files) if copied else files
 
         def work() -> None:
-            for name, state in held.items():
-                _write(here / name, state)
+            # Weights and moments at once, as one core writes slower than a disk; out of the GPU's memory only by this thread.
+            with ThreadPoolExecutor(len(held) or 1) as pool:
+                written = (pool.map if copied else map)(_write, [here / name for name in held], held.values())
+                list(written)  # raises the error of a file
             checkpoint.mark_complete(here)
             done()
 

@@ -36,31 +36,35 @@ for _kind in (_Loader, _Dumper):
 
 def parse(text: str, where: str) -> Any:
     """The one document in `text`. Raises ConfigError, naming `where` and the line."""
-    return copy.deepcopy(_parsed(text, where))
+    try:
+        return copy.deepcopy(_parsed(text))
+    except ConfigError as error:
+        raise ConfigError(f"{where}{error.where}", error.fact, error.remedy) from None
 
 
-# A campaign resolves the same stages and profile for each of its runs, and its report reads each run's stage.yaml three times:
-# PyYAML takes 20 ms for one.
+# A campaign resolves the same stages and profile for each of its runs, its report reads each run's stage.yaml three times, and
+# the rented runs of a person have one policy: PyYAML takes 20 ms for one.
 @functools.lru_cache(maxsize=512)
-def _parsed(text: str, where: str) -> Any:
+def _parsed(text: str) -> Any:
+    """Its errors begin with the line, if any: `parse` puts the file before it."""
     try:
         loader = _Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
                 return None
-            _check(node, where, "", (), itertools.count(1))
+            _check(node, "", (), itertools.count(1))
             return loader.construct_document(node)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise _explained(error, text, where) from None
+        raise _explained(error, text) from None
     except ConfigError:
         raise
     except RecursionError:
-        raise ConfigError(where, "malformed YAML: brackets or lists are nested too deeply") from None
+        raise ConfigError("", "malformed YAML: brackets or lists are nested too deeply") from None
     except ValueError as error:  # such as the date 2026-13-01
-        raise ConfigError(where, f"malformed YAML: {error}") from None
+        raise ConfigError("", f"malformed YAML: {error}") from None
 
 
 def read(path: Path, where: str) -> dict[str, Any]:
@@ -98,49 +102,49 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _check(node: yaml.Node, where: str, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
+def _check(node: yaml.Node, path: str, parents: tuple[int, ...], count: Iterator[int]) -> None:
     """Refuse input that PyYAML accepts: a key given twice (the last would win), an anchor inside itself, 010 and 1:30, and more
     than MOST_VALUES values. `count`: of the values of the document."""
     line, here = node.start_mark.line + 1, path or "the document"
     if next(count) > MOST_VALUES:
-        raise ConfigError(where, f"holds more than {MOST_VALUES:,} values", "write fewer, without aliases of aliases")
+        raise ConfigError("", f"holds more than {MOST_VALUES:,} values", "write fewer, without aliases of aliases")
     if id(node) in parents:
-        raise ConfigError(f"{where}:{line}", f"{here}: refers to itself")
+        raise ConfigError(f":{line}", f"{here}: refers to itself")
     parents = (*parents, id(node))
     if node.tag == "tag:yaml.org,2002:binary":
-        raise ConfigError(f"{where}:{line}", "holds !!binary, which no key takes", "write it as text")
+        raise ConfigError(f":{line}", "holds !!binary, which no key takes", "write it as text")
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
-        raise ConfigError(f"{where}:{line}", "holds half a character (a surrogate alone)", "write the whole character")
+        raise ConfigError(f":{line}", "holds half a character (a surrogate alone)", "write the whole character")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):
         read = _cut(str(yaml.safe_load(node.value)), 60)  # octal, hexadecimal, base 60
         fact = f"{path}: YAML reads {_cut(node.value, 60)} as {read}"
-        raise ConfigError(f"{where}:{line}", fact.removeprefix(": "), "write a plain decimal number")
+        raise ConfigError(f":{line}", fact.removeprefix(": "), "write a plain decimal number")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _check(item, where, f"{path}[{index}]", parents, count)
+            _check(item, f"{path}[{index}]", parents, count)
     elif isinstance(node, yaml.MappingNode):
         seen: dict[Hashable, int] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            _check(key_node, where, path, parents, itertools.count(1))
+            _check(key_node, path, parents, itertools.count(1))
             if isinstance(key_node, yaml.ScalarNode) and key_node.tag not in _KEYS:
                 fact = f"expected a text as key, found {_cut(key_node.value, 60) or 'nothing'}"
-                raise ConfigError(f"{where}:{line}", f"{here}: {fact}", "put quotes around it, or remove it")
+                raise ConfigError(f":{line}", f"{here}: {fact}", "put quotes around it, or remove it")
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             inside = f"{path}.{key}" if path else str(key)
             if key is not None and key in seen:
                 fact = f"{inside}: given twice, first in line {seen[key]}"
-                raise ConfigError(f"{where}:{line}", fact, "keep one of them")
+                raise ConfigError(f":{line}", fact, "keep one of them")
             seen[key] = line
-            _check(value_node, where, inside, parents, count)
+            _check(value_node, inside, parents, count)
 
 
-def _explained(error: yaml.YAMLError, text: str, where: str) -> ConfigError:
+def _explained(error: yaml.YAMLError, text: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     # Of a character that YAML does not allow the reader knows the position only.
     line = 1 + (text.count("\n", 0, getattr(error, "position", 0)) if mark is None else mark.line)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if problem == "but found another document":
-        return ConfigError(f"{where}:{line}", "expected one YAML document, found another", "remove the line ---")
+        return ConfigError(f":{line}", "expected one YAML document, found another", "remove the line ---")
     remedy = "indent with spaces, not tabs" if "\t" in "".join(text.splitlines()[max(0, line - 2) : line]) else ""
-    return ConfigError(f"{where}:{line}", f"malformed YAML: {_cut(str(problem), 200)}", remedy)
+    return ConfigError(f":{line}", f"malformed YAML: {_cut(str(problem), 200)}", remedy)

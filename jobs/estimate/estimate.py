@@ -166,7 +166,7 @@ def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[s
     if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
         assert job.stage.train is not None
         taken = "with" if job.stage.train.gradient_checkpointing else "without"
-        yield f"{taken} gradient checkpointing, which is left to the estimate"
+        yield f"{taken} gradient checkpointing, as the estimate chose"
     if _without_graphs(asked, job):
         yield "without CUDA graphs, for which the memory is too small"
     if job.stage.train is not None and job.stage.train.auto_stop is not None:

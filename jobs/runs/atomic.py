@@ -62,14 +62,14 @@ def disk_full_reported(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def io_errors_reported(path: Path) -> Iterator[None]:
+def io_errors_reported(path: Path, remedy: str = "") -> Iterator[None]:
     """Turn the operating system's errors inside the block into DiskFull or RunStateError."""
     try:
         with disk_full_reported(path):
             yield
     except OSError as error:
         fact = f"cannot be written: {error.strerror}{_owner(path, error)}"
-        raise RunStateError(path, fact, "choose another --runs-dir") from None
+        raise RunStateError(path, fact, remedy or "choose another --runs-dir") from None
 
 
 def _owner(path: Path, error: OSError) -> str:
@@ -112,9 +112,9 @@ def replaced(path: Path, durable: bool = True) -> Iterator[IO[str]]:
         raise
 
 
-def write_text_atomically(path: Path, text: str, durable: bool = True) -> None:
+def write_text_atomically(path: Path, text: str, durable: bool = True, remedy: str = "") -> None:
     """Replace a file at once: readers see the old content or the new. Raises DiskFull, RunStateError."""
-    with io_errors_reported(path), replacing(path, durable) as file:
+    with io_errors_reported(path, remedy), replacing(path, durable) as file:
         file.write(text)
 
 

@@ -17,7 +17,7 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
 from jobs.estimate.estimate import Estimate, estimate
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import io_errors_reported, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
 from jobs.submit.submission import Submission, require_room, submission
 
@@ -59,7 +59,6 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     made = _Parser(
         prog="python -m jobs.submit", description="Submit a STAGE, or a campaign, to a cluster or to rented machines."
     )
@@ -200,7 +199,8 @@ def main(arguments: Sequence[str]) -> int:
             return EXIT_OK
         client.require(given.on)
         path = Path(given.runs_dir) / "submitted" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with io_errors_reported(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, text)
         client.check(given.on, path)
         print(client.submit(given.on, path))

@@ -43,7 +43,6 @@ Run = Callable[[Sequence[str], float], "subprocess.CompletedProcess[str]"]
 
 
 def run_program(argv: Sequence[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a client to its end, within `seconds`."""
     return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL)
 
 

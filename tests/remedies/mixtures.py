@@ -51,7 +51,7 @@ def _(w: World) -> Steps:
     yield mixed(w, {"a": 40}, "train.eval_fraction=0.9")
 
 
-@remedy(MIXTURE, "set train.max_steps alone, or take streaming out of data.train")
+@remedy("app/data/prepared.py", "set train.max_steps alone, or take streaming out of data.train")
 def _(w: World) -> Steps:
     yield mixed(w, {"a": 40}, "train.epochs=1", more=", streaming: true")
     yield mixed(w, {"a": 40}, "train.epochs=1")

@@ -40,7 +40,7 @@ def _(w: World) -> Steps:
     yield parsed("a:\n  b: 1\n")
 
 
-@remedy(YAML, "keep one of them")
+@remedy(YAML, "keep one of them", "<error.remedy>")
 def _(w: World) -> Steps:
     yield parsed("a: 1\na: 2\n")
     yield parsed("a: 2\n")

@@ -29,23 +29,21 @@ MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
 @click.command()
 @click.option("--image", envvar="IMAGE", show_envvar=True, help="As for up: whether its registry has it.")
 @click.option("--ssh-key", type=click.Path(path_type=Path, dir_okay=False), help="As for up: whether ssh can use it.")
-@click.option("--no-engine", is_flag=True, help="Skip the container engine, which only `local` and `make push` need.")
 @policy_option
 @runs_option
 @click.pass_obj
-def doctor(wiring: Wiring, image: str | None, ssh_key: Path | None, no_engine: bool, policy_file: Path | None,
-           runs_dir: Path) -> None:  # fmt: skip
+def doctor(wiring: Wiring, image: str | None, ssh_key: Path | None, policy_file: Path | None, runs_dir: Path) -> None:
     """Check what a rented run needs; nothing is rented. Programs, key and its scopes, clock, disk, secrets, image.
 
-    One line each: ok, missing (with the remedy), or unknown. Exit code 2 if something is missing.
+    One line each: ok, missing (with the remedy), optional, or unknown. Exit code 2 if something is missing.
     """
     redact = Redactor()
-    found = _checks(wiring, redact, image, ssh_key, no_engine, policy_file, runs_dir.absolute())
+    found = _checks(wiring, redact, image, ssh_key, policy_file, runs_dir.absolute())
     raise click.exceptions.Exit(report(found, lambda line: click.echo(redact(line))))
 
 
-def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | None, no_engine: bool,
-            policy_file: Path | None, runs_dir: Path) -> Iterator[Check]:  # fmt: skip
+def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | None, policy_file: Path | None,
+            runs_dir: Path) -> Iterator[Check]:  # fmt: skip
     def connect() -> Cloud:
         cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
         redact.learn(key)
@@ -69,8 +67,9 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy.verdict == "ok":
         yield _image(name, policies.load(policy_file), wiring)
-    if not no_engine:
-        yield checked("engine", lambda: wiring.engine(wiring.environ))
+    engine = checked("engine", lambda: wiring.engine(wiring.environ))
+    needed = f"needed by `local` and by `make push` alone: {engine.text}"
+    yield engine if engine.verdict == "ok" else Check("engine", "optional", needed)
 
 
 def _ssh_key(key: Path | None, environ: Mapping[str, str]) -> str:

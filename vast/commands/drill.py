@@ -118,15 +118,15 @@ def _run(folder: Folder, wiring: Wiring, plan: Plan, release: Any) -> int:
         _nothing_left(folder, wiring, crew)
         raise
     left = _nothing_left(folder, wiring, crew)
-    rows = drills.compare(_evidence(folder, crew.killed_at, left))
+    found, calls = list(records(folder.path)), read_jsonl(folder.path / CALLS)
+    report = RunReport(found, folder.request())
+    rows = drills.compare(Drill(calls, found, report, policies.load(folder.policy), crew.killed_at, left))
     _print(folder, rows)
     return 0 if drills.as_assumed(rows) and _is_closed(folder) else EXIT_BUG
 
 
 @dataclass
 class _Crew:
-    """The processes in the background that supervise the run."""
-
     folder: Folder
     wiring: Wiring
     killed_at: Seconds | None = None  # unix time
@@ -153,7 +153,7 @@ class _Crew:
                 shown = start.show_lines(self.folder, view, shown)
                 if signals.asked:
                     self.ask_for_the_end()
-                elif self.killed_at is None and len(self.pids) > 1 and _job_runs(self.folder):
+                elif self.killed_at is None and len(self.pids) > 1 and self.folder.state().phase is Phase.RUNNING:
                     os.kill(self.pids[0], signal.SIGKILL)
                     os.waitpid(self.pids.pop(0), 0)
                     self.killed_at = self.wiring.clock.now()
@@ -186,11 +186,6 @@ def _is_closed(folder: Folder) -> bool:
     return False  # a journal that is gone or cannot be read does not prove the end
 
 
-def _job_runs(folder: Folder) -> bool:
-    state = folder.state()
-    return state.phase is Phase.RUNNING and state.machine is not None and state.machine.starts > 0
-
-
 def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...] | None:
     """End the run, and destroy what the market then still lists of it. Returns what may remain; None: no list."""
     try:
@@ -206,12 +201,6 @@ def _nothing_left(folder: Folder, wiring: Wiring, crew: _Crew) -> tuple[int, ...
     ours = [one.id for one in listed if (label := parse_label(one.label)) is not None and label.run_id == folder.run_id]
     spacing = policies.load(folder.policy).absence_spacing
     return Reaper(cloud, wiring.clock, spacing, lambda text: click.echo(text, err=True)).reap(ours)
-
-
-def _evidence(folder: Folder, killed_at: Seconds | None, left: tuple[int, ...] | None) -> Drill:
-    found = list(records(folder.path))
-    calls, policy = read_jsonl(folder.path / CALLS), policies.load(folder.policy)
-    return Drill(calls, found, RunReport(found, folder.request()), policy, killed_at, left)
 
 
 def _print(folder: Folder, rows: list[drills.Row]) -> None:

@@ -68,7 +68,9 @@ def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
     parts = overview(runs_dir, stages, rented)
     click.echo(as_text(parts, get_terminal_size().columns), nl=False)
     if page is not None:
-        write_text_atomically(page, as_html(parts, runs_dir))
+        write_text_atomically(
+            page, as_html(parts, runs_dir), remedy="give --html a file in a directory that can be written"
+        )
         click.echo(f"wrote {page}")
 
 

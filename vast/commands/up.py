@@ -14,6 +14,7 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
+from jobs.runs.atomic import write_text_atomically
 from vast import policy as policies
 from vast.commands import start
 from vast.commands.options import (
@@ -39,7 +40,9 @@ from vast.rental import plan as plans
 from vast.rental import preflight
 from vast.rental import work as works
 from vast.rental.image_needs import Needs
+from vast.rental.onstart import onstart
 from vast.shell.keys import require_usable
+from vast.shell.local_copy import RECEIPT
 from vast.supervisor.state import Plan
 
 # Runs the supervisor of a new run and returns the exit code. The callback is for the moment when its journal has begun.
@@ -179,6 +182,10 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
     require_writable(runs_dir)
     cloud, _ = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     account = preflight.account(cloud, wiring.environ, wiring.home)
+    if (
+        account.id is None and wiring.first_process is onstart
+    ):  # a key of another account could not be told from this one
+        raise preflight.MarketError("Vast.ai", "the account is shown without its number", preflight.UNSEEN)
     preflight.require_listing(cloud)
     image = wiring.registry(pulled, login)
     preflight.image(image.found, pulled, login is not None)
@@ -204,7 +211,8 @@ def rent(asked: RentOptions, wiring: Wiring, launch: Launch) -> int:
         refuse_twice()  # the question may have waited for hours
         folder.make(request, policies.text(policy))
         if begun is not None:
-            works.copy_receipt(begun, folder)
+            # it lists the verified local files: the new run pushes them to its machine and continues from them
+            write_text_atomically(folder.path / RECEIPT, (begun.path / RECEIPT).read_text(encoding="utf-8"))
         plan = replace(plan, public_key=public or wiring.make_key(folder.path), account=account.id)
         click.echo(f"run {run_id}: {folder.path}", err=True)
         return launch(folder, plan, release)

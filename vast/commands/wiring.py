@@ -144,7 +144,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
 
     def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         directory = home / ".cache" / "prefill" / "hosts"  # of the machines' host keys
-        with io_errors_reported(directory):
+        with io_errors_reported(directory, "make it writable: it keeps the machines' host keys"):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         transport = SshTransport(directory, key, pin=lambda: "own", user=hosts.user, environ=environ)
 

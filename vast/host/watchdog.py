@@ -20,8 +20,9 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
@@ -31,30 +32,38 @@ from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
 from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
 
+T = TypeVar("T")
+S = TypeVar("S")
 TICK = 5.0  # seconds; less where the limits are that short
 
 
 def watch(world: WatchedMachine, limits: Limits, memory: Memory, pause: float) -> None:
-    """Watch until the machine and this process are gone. No error ends the loop."""
-    logged: str | None = memory.ending
-    while True:
+    """Watch until the machine and this process are gone. No error ends the loop, stops the time or keeps back a DELETE."""
+
+    def tried(call: Callable[[], T], otherwise: S) -> T | S:
         try:
-            memory, act = tick(memory, limits, world.elapsed(), world.token(), world.job_lives(), world.asked)
-            if memory.ending != logged:
-                logged = memory.ending
-                world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
-            world.keep(memory)  # before the act: a DELETE must be remembered after a crash
-            if act is Act.ASK:
-                world.signal_job(signal.SIGTERM)
-            elif act is Act.DESTROY:
-                world.signal_job(signal.SIGKILL)
-                outcome = world.destroy()
-                if outcome is None:
-                    return
-                world.say(f"DELETE {memory.deletes}: {outcome}")
+            return call()
         except Exception:
             with suppress(Exception):
                 world.say(f"error, and watching on:\n{traceback.format_exc()}")
+            return otherwise
+
+    logged: str | None = memory.ending
+    while True:
+        token, lives = tried(world.token, memory.token), tried(world.job_lives, True)
+        memory, act = tick(memory, limits, world.elapsed(), token, lives, world.asked)
+        if memory.ending != logged:
+            logged = memory.ending
+            world.say(f"ending: {logged}" if logged else "the lease is renewed: watching again")
+        tried(partial(world.keep, memory), None)  # before the act: a DELETE must be remembered after a crash
+        if act is not Act.WATCH:
+            number = signal.SIGTERM if act is Act.ASK else signal.SIGKILL
+            tried(partial(world.signal_job, number), None)
+        if act is Act.DESTROY:
+            outcome = tried(world.destroy, "it could not be sent")
+            if outcome is None:
+                return
+            world.say(f"DELETE {memory.deletes}: {outcome}")
         world.sleep(pause)
 
 

@@ -33,7 +33,6 @@ class OwnInstance:
 
 
 def take_instance(environment: MutableMapping[str, str], url: str) -> OwnInstance | None:
-    """Take CONTAINER_ID and CONTAINER_API_KEY out of the environment."""
     match = _ID.fullmatch(environment.pop("CONTAINER_ID", "").strip())
     key = environment.pop("CONTAINER_API_KEY", "").strip()
     return OwnInstance(int(match[1]), key, url) if match and key else None
@@ -127,14 +126,17 @@ class WatchedMachine:
 
 
 def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:
-    """Send one DELETE, `timeout` seconds for all of it; returns its outcome as text without the key."""
-    request = urllib.request.Request(
-        f"{instance.url}/api/v0/instances/{instance.id}/",
-        method="DELETE",
-        headers={"Authorization": f"Bearer {instance.key}", "Accept": "application/json"},
-    )
+    """Send one DELETE, `timeout` seconds for all of it, and where version 0 of the API is withdrawn another by version 1.
+
+    Returns its outcome as text without the key.
+    """
+    headers = {"Authorization": f"Bearer {instance.key}", "Accept": "application/json"}
     try:
-        answer = exchange(request, timeout)
+        for version in ("v0", "v1"):
+            address = f"{instance.url}/api/{version}/instances/{instance.id}/"
+            answer = exchange(urllib.request.Request(address, method="DELETE", headers=headers), timeout)
+            if answer.status != 410:
+                break
         return f"{answer.status} {answer.body[:300].decode(errors='replace')!r}"
     except Exception as error:  # of any kind: the DELETE is repeated
         why = error if isinstance(error, ProxyError | TimeoutError) else getattr(error, "reason", "")

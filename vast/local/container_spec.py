@@ -43,8 +43,6 @@ class ContainerSpec(Strict):
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of the command line."""
-
     gpu: str = "auto"
     cache: str = CACHE["name"]
     readable: tuple[str, ...] = ()

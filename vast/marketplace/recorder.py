@@ -16,13 +16,13 @@ from vast.ports import Clock, parse_label
 
 ENDPOINTS = (
     ("search", "POST", r"/api/v0/bundles/"), ("create", "PUT", r"/api/v0/asks/(\d+)/"),
-    ("list", "GET", r"/api/v1/instances/"), ("show", "GET", r"/api/v0/instances/(\d+)/"),
-    ("destroy", "DELETE", r"/api/v0/instances/(\d+)/"), ("label", "PUT", r"/api/v0/instances/(\d+)/"),
-    ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"), ("account", "GET", r"/api/v0/users/current"),
+    ("list", "GET", r"/api/v1/instances/"), ("show", "GET", r"/api/v[01]/instances/(\d+)/"),
+    ("destroy", "DELETE", r"/api/v[01]/instances/(\d+)/"), ("label", "PUT", r"/api/v[01]/instances/(\d+)/"),
+    ("ssh", "POST", r"/api/v[01]/instances/(\d+)/ssh/"), ("account", "GET", r"/api/v0/users/current"),
 )  # fmt: skip
 # The assumed kinds of each field's value; "absent" where a field may be missing.
 NUMBERS = ("id", "machine_id", "num_gpus", "gpu_ram", "dph_total", "min_bid", "reliability", "inet_down", "inet_up",
-           "inet_down_cost", "duration", "direct_port_count", "cuda_max_good", "compute_cap")  # fmt: skip
+           "inet_down_cost", "inet_up_cost", "duration", "direct_port_count", "cuda_max_good", "compute_cap")  # fmt: skip
 OFFER = {**dict.fromkeys(NUMBERS, "number"), **dict.fromkeys(("gpu_name", "geolocation", "driver_version", "cpu_arch"), "text"),
          "hosting_type": "number null"}  # fmt: skip
 INSTANCE = {

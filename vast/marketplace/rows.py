@@ -82,6 +82,7 @@ def offer(row: object, down_gb: float = 0.0) -> Offer:
         cpu_arch=_text(row, "cpu_arch"),
         datacenter=row.get("hosting_type") == 1 or row.get("datacenter") is True,
         traffic=number(row, "inet_down_cost", 0.0) * down_gb,
+        up_cost=number(row, "inet_up_cost", 0.0),
     )
 
 

@@ -4,9 +4,11 @@
 Not covered: reserved contracts, volumes, templates, and more than one thread.
 """
 
+from collections.abc import Mapping
+
 from vast import ports
 from vast.marketplace import rows
-from vast.marketplace.http import Answer, Client
+from vast.marketplace.http import Answer, Client, Kind
 from vast.secrets import Secret
 
 PAGE = 25  # the most that the service gives at once
@@ -104,7 +106,7 @@ class VastAI(Client):
         return None
 
     def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
-        answer = self.call("show", "GET", f"/api/v0/instances/{instance_id}/", query={"owner": "me"})
+        answer = self._of_one("show", "GET", instance_id, query={"owner": "me"})
         if answer is None or not answer.ok or answer.body.get("success") is False or "instances" not in answer.body:
             self._explain("show", answer)
             return None
@@ -127,7 +129,7 @@ class VastAI(Client):
 
     def destroy(self, instance_id: int) -> ports.Destroyed:
         """ "accepted" also if the service has no such instance, which proves nothing: a stale replica answers so, too."""
-        answer = self.call("destroy", "DELETE", f"/api/v0/instances/{instance_id}/", {})
+        answer = self._of_one("destroy", "DELETE", instance_id, {})
         if answer is None or answer.status >= 500:
             return "unclear"
         absent = rows.no_such(answer.words, "instance") or rows.no_such(answer.words, "contract")
@@ -141,14 +143,22 @@ class VastAI(Client):
         if "PRIVATE KEY" in public_key or self.redact.holds(public_key):
             self.note("ssh key: not a public one; not sent")
             return False
-        body = {"ssh_key": public_key.strip()}
-        return self._managed("ssh key", "POST", f"/api/v0/instances/{instance_id}/ssh/", body)
+        return self._managed("ssh key", "POST", f"{instance_id}/ssh", {"ssh_key": public_key.strip()})
 
     def set_label(self, instance_id: int, label: str) -> bool:
-        return self._managed("label", "PUT", f"/api/v0/instances/{instance_id}/", {"label": label})
+        return self._managed("label", "PUT", instance_id, {"label": label})
 
-    def _managed(self, what: str, method: str, path: str, body: dict[str, str]) -> bool:
-        answer = self.call("manage", method, path, body)
+    def _of_one(
+        self, kind: Kind, method: str, which: int | str, body: object = None, query: Mapping[str, object] | None = None
+    ) -> Answer | None:
+        """A call about one instance: by version 1 where version 0, which is being withdrawn, answers 410."""
+        answer = self.call(kind, method, f"/api/v0/instances/{which}/", body, query)
+        if answer is None or answer.status != 410:
+            return answer
+        return self.call(kind, method, f"/api/v1/instances/{which}/", body, query)
+
+    def _managed(self, what: str, method: str, which: int | str, body: dict[str, str]) -> bool:
+        answer = self._of_one("manage", method, which, body)
         done = answer is not None and answer.ok and answer.body.get("success") is True
         if not done:
             self._explain(what, answer)

@@ -24,8 +24,6 @@ LONGEST_PAUSE: Seconds = 60.0
 
 @dataclass(frozen=True)
 class ReapVerdict:
-    """The decision on one machine with our label."""
-
     instance: Instance
     label: Label
     destroy: bool
@@ -69,15 +67,14 @@ def _decision(now: Seconds, deadline: int, care: Supervision | None, all_mine: b
 
 @dataclass
 class _Teardown:
-    """Progress of destroying one machine."""
-
+    accepted: bool = False  # a DELETE was; absence counts only after it
     proofs: int = 0
     tries: int = 0
     next_at: Seconds = 0.0
 
 
 class Reaper:
-    """Sends DELETE until two authenticated answers, `spacing` seconds apart, show that the machine is gone."""
+    """Sends DELETE until two authenticated answers after it, `spacing` seconds apart, show that the machine is gone."""
 
     def __init__(self, cloud: Cloud, clock: Clock, spacing: Seconds, show: Callable[[str], None]) -> None:
         self._cloud, self._clock, self._spacing, self._show = cloud, clock, spacing, show
@@ -101,7 +98,7 @@ class Reaper:
             if now < trial.next_at:
                 continue
             unlisted = listed is not None and one not in {found.id for found in listed}
-            if unlisted and self._cloud.instance(one) is GONE:
+            if trial.accepted and unlisted and self._cloud.instance(one) is GONE:
                 trial.proofs += 1
                 trial.next_at = now + self._spacing
                 if trial.proofs >= 2:
@@ -111,6 +108,7 @@ class Reaper:
             if listed is not None:
                 trial.proofs = 0
             accepted = self._cloud.destroy(one) == "accepted"
+            trial.accepted |= accepted
             self._show(f"{one}: DELETE {'accepted' if accepted else 'not answered; again'}")
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(trial.tries, 6))
             trial.tries += 1

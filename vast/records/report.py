@@ -7,7 +7,7 @@ Dollars are differences of `spent` between two records, booked to the activity b
     training   the job runs on it
     idle       a machine is paid for and no job runs: between attempts, or out of reach
     teardown   the last checkpoint, the last pull, the DELETE
-    traffic    of loading the image onto each machine, by the offer's price for a GB
+    traffic    of loading the image onto each machine and of what was fetched, by the offer's prices for a GB
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,6 @@ class RunReport:
 
 
 def kind_of(state: RunState) -> str:
-    """The kind of expense in this state."""
     if state.phase in (Phase.COLLECTING, Phase.TERMINATING, Phase.CLOSED):
         return "teardown" if state.over else "idle"  # on the way to another machine
     machine = state.machine

@@ -36,8 +36,6 @@ RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a
 
 @dataclass(frozen=True)
 class RunRequest:
-    """The request, as on the command line."""
-
     stage: str
     profile: str
     image: str
@@ -165,8 +163,9 @@ def find(runs_dir: Path, run_id: str | None) -> Folder:
     open_ = [one for one in there if is_open(one)]
     if len(open_) != 1:
         names = [one.run_id for one in open_]
-        fact = f"{len(open_)} runs are open: {', '.join(names)}" if open_ else "no run is open"
-        raise RunStateError(runs_dir / VAST, fact, "name one; " + see)
+        if not open_:
+            raise RunStateError(runs_dir / VAST, "no run is open", see)
+        raise RunStateError(runs_dir / VAST, f"{len(open_)} runs are open: {', '.join(names)}", "name one; " + see)
     return open_[0]
 
 
@@ -182,8 +181,15 @@ Supervision = Literal["alive", "lately", "nobody"]
 
 
 def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, Supervision]:
-    """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago."""
-    return {one.run_id: _supervision(one, now, lately) for one in folders(runs_dir)}
+    """For every run in `runs_dir`: whether a supervisor is alive, or wrote its journal less than `lately` seconds ago.
+
+    Without the runs whose lock cannot be read: those of another user are as those of another machine.
+    """
+    found: dict[str, Supervision] = {}
+    for one in folders(runs_dir):
+        with suppress(RunStateError):
+            found[one.run_id] = _supervision(one, now, lately)
+    return found
 
 
 def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:

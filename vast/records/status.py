@@ -43,12 +43,12 @@ class RunStatus:
 
 def status(folder: Folder, clock: Clock) -> RunStatus:
     """Never raises for an unreadable journal: such a run may have a machine, so it must be listed."""
-    last, trouble = None, ""
+    last, supervised, trouble = None, False, ""
     try:
-        last = folder.last()
+        supervised, last = folder.is_supervised(), folder.last()
     except UserError as error:
         trouble = str(error)
-    return RunStatus(folder.run_id, folder.is_supervised(), last, clock, trouble)
+    return RunStatus(folder.run_id, supervised, last, clock, trouble)
 
 
 # On a terminal: dollars and cap in two right-aligned columns; alerts are printed below the table.
@@ -84,5 +84,4 @@ def row(one: RunStatus) -> list[str]:
 
 
 def terminal_rows(found: Sequence[RunStatus]) -> list[list[str]]:
-    """The cells of TERMINAL."""
     return [[*cells[:_AT], *cells[_AT].split("/"), *cells[_AT + 1 : -1]] for cells in map(row, found)]

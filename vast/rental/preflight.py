@@ -137,7 +137,6 @@ def image(found: image_registry.Found, name: str, has_login: bool) -> None:
 
 
 def key_source(environ: Mapping[str, str], home: Path) -> str:
-    """The source of the account's key, for messages."""
     if environ.get("VAST_API_KEY"):
         return "$VAST_API_KEY"
     return next((str(path) for path in places(environ, home) if path.is_file()), "Vast.ai")
@@ -190,7 +189,6 @@ def skew_of(cloud: Cloud) -> float:
 
 
 def trouble_of(cloud: Cloud) -> str:
-    """Why the last call to the market failed."""
     return str(getattr(cloud, "trouble", "")) or "no answer"
 
 

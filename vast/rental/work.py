@@ -8,7 +8,7 @@ from pathlib import Path
 from jobs.config.campaign import campaign_names, cells, read_campaign
 from jobs.config.job import Job
 from jobs.errors import ConfigError, RunStateError, UserError
-from jobs.runs.atomic import read_json, read_json_or_nothing, write_text_atomically
+from jobs.runs.atomic import read_json, read_json_or_nothing
 from jobs.runs.rundir import RunDir, list_runs, resolve_init
 from vast.host.runs import list_of
 from vast.records.run_dir import Folder, folders, is_open
@@ -119,8 +119,3 @@ def fetched_run(folder: Folder) -> str | None:
     """The name of the run that a rented run fetched, from its receipt."""
     run = read_json_or_nothing(folder.path / RECEIPT).get("run")
     return run if isinstance(run, str) else None
-
-
-def copy_receipt(old: Folder, new: Folder) -> None:
-    """The receipt lists the verified local files; the new run pushes them to its machine and continues from them."""
-    write_text_atomically(new.path / RECEIPT, (old.path / RECEIPT).read_text(encoding="utf-8"))

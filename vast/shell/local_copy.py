@@ -100,7 +100,6 @@ class LocalCopy:
         return []
 
     def newest(self, *, deep: bool = False) -> str | None:
-        """The newest checkpoint that is here, whole."""
         return next((name for name in self.checkpoints() if self.is_whole(name, deep=deep)), None)
 
     def is_complete(self) -> bool:

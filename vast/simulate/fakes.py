@@ -1,11 +1,13 @@
 """The market and the clock of the simulated world. Each call takes time, is counted, and may meet a fault."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from vast.ports import (
     GONE,
     Account,
     Address,
+    Addresses,
     Contract,
     CreateResult,
     Destroyed,
@@ -19,7 +21,13 @@ from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import SCOPE, WALL, World
 
 MARKET = 12  # machines for rent
+SLOWEST = 130.0  # seconds of a call, with its two repeats
 DRIFT = 300.0  # seconds by which a label's deadline may differ from the run's
+
+
+@lru_cache(maxsize=256)
+def _addresses(machine_id: int) -> Addresses:
+    return Address(f"direct{machine_id}", 22), Address(f"proxy{machine_id}", 22)
 
 
 class FakeClock:
@@ -52,6 +60,8 @@ class FakeCloud:
         world = self.world
         world.calls["api"] += 1
         world.calls[name] += 1
+        if world.on("slow-answers"):
+            seconds += SLOWEST * world.active["slow-answers"].variant
         world.advance_to(world.now + seconds)
         world.interrupt()
         return not world.on("own-network-down")
@@ -195,7 +205,7 @@ class FakeCloud:
         now = self.world.now
         self.world.show(machine)
         up = now >= machine.running_at
-        addresses = (Address(f"direct{machine.id}", 22), Address(f"proxy{machine.id}", 22)) if up else ()
+        addresses = _addresses(machine.id) if up else ()
         end = None if machine.end is None else WALL + machine.end
         price = machine.price if machine.priced else 0.0
         if "odd-row" in self.world.active and machine in self.world.ours:

@@ -19,17 +19,19 @@ LATER = ("burn-in-fails", "burn-in-hangs", "burn-in-missing", "slow-gpu",
          "list-retired", "delete-404", "scoped-key", "reap", "reboot", "hook-hangs")  # fmt: skip
 # of what is beside the run: the store of its artifacts, ssh of our machine
 BESIDE = ("bucket-unreachable", "no-ssh-here")
-MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE), 1)}
+# of time: our machine stands still with its clocks, as a virtual one does while its host sleeps; every answer comes late
+TIME = ("paused", "slow-answers")
+MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE, *TIME), 1)}
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
-           "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here")  # fmt: skip  # all others: by machine
+           "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here", *TIME)  # fmt: skip  # others: by machine
 
 # Later modes have streams of their own, so that a new one changes no older fault of a seed: names, salt, how many of them.
 STREAMS = ((FIELD, 0xF1E1D, (0, 0, 1, 1, 2, 3)), (LATER, 0x1A7E4, (0, 0, 0, 1, 1, 2)),
-           (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)))  # fmt: skip
+           (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)), (TIME, 0x71CE, (0, 0, 0, 0, 1)))  # fmt: skip
 STEPS = 6000  # of every job
 
 
@@ -63,7 +65,6 @@ class Schedule:
 
 
 def quiet(seed: int = 0, hours: float = 4.0, price: float = 1.2) -> Schedule:
-    """A schedule without faults."""
     return Schedule(
         seed, STEPS, STEPS / (3600 * hours), price, 1.6 * price * hours + 2, 3600 * (1.5 * hours + 2), False, 240
     )

@@ -195,7 +195,6 @@ def unseen(world: World) -> float:
 
 
 def _when_billed(world: World, dollars: float) -> float:
-    """The time at which the bill came to `dollars`."""
     low, high = 0.0, world.now
     while high - low > 10:
         middle = (low + high) / 2

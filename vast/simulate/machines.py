@@ -80,7 +80,6 @@ class SimulatedMachine:
 
     @property
     def unfit(self) -> bool:
-        """Whether its burn-in fails, or never answers."""
         hangs = self.fault("burn-in-hangs")
         if hangs is not None and hangs.variant < ONCE:
             return True

@@ -46,7 +46,6 @@ def plan_of(made: Schedule) -> Plan:
 
 
 def run(made: Schedule, policy: Policy, trace: bool = False) -> SeedOutcome:
-    """One run, with the crashes of its schedule."""
     return Seed(made, policy, trace).run()
 
 
@@ -105,8 +104,9 @@ class Watched(Supervisor):
         elif world.lines is not None:
             world.say(f"{action.do} {action.why} -> {result!r}"[:150])
         super()._advance(action, result)
-        known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
-        world.proven.update(dict.fromkeys(gone - known, world.now))
+        if before.doomed:
+            known, gone = ({one.id for one in state.doomed} for state in (self.state, before))
+            world.proven.update(dict.fromkeys(gone - known, world.now))
         if before.machine is not None and self.state.machine is None:
             capped = action.why.startswith(("the budget", "the time")) or before.verdict in ("time-cap", "budget")
             invariants.of_destroy(world, self.state, machine, capped)
@@ -137,6 +137,8 @@ class Seed:
                         supervisor = self._taken_over(supervisor)
                     if "killed" in world.active:
                         raise Crash
+                    if "paused" in world.active:
+                        self._paused(world.active.pop("paused").lasts)
                 break
             except Crash:
                 self._downtime()
@@ -210,10 +212,20 @@ class Seed:
         world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
         world.supervisor_down.append((world.now, world.now + seconds))
         world.advance_to(world.now + seconds)
-        # After a reboot only the wall clock measures the time in between: together with a jump of it, no code can know.
-        if (seconds > 600 or rebooted) and not world.happened["wall-jump"]:
+        # After a reboot the service's clock measures the time in between, if it was seen before; else a jump is not known.
+        seen = journal.last is not None and journal.last.state.service_zero is not None
+        if (seconds > 600 or rebooted) and (seen or not world.happened["wall-jump"]):
             self.clock.boots += 1
             self.clock.offset = world.now
+
+    def _paused(self, seconds: float) -> None:
+        """Our machine stands still: the supervisor holds its lock, and its monotonic clock does not count."""
+        world, seconds = self.world, min(seconds, LONGEST)
+        world.happened["paused"] += 1
+        world.paused.append((world.now, world.now + seconds))
+        world.supervisor_down.append(world.paused[-1])
+        self.clock.offset += seconds
+        world.advance_to(world.now + seconds)
 
 
 def _steps(supervisor: Watched) -> None:

@@ -63,6 +63,7 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
+        self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
         self.token = self.actor = 1  # the fencing token that is valid, and that of who acts
@@ -93,9 +94,11 @@ class World:
         events = self._events
         while events and events[0][0] <= t:
             when, _, event = heapq.heappop(events)
-            self.now = max(self.now, when)
+            if when > self.now:
+                self.now = when
             event()
-        self.now = max(self.now, t)
+        if t > self.now:
+            self.now = t
 
     def say(self, text: str) -> None:
         if self.lines is not None:
@@ -134,7 +137,7 @@ class World:
             self._reap(fault)
         elif mode == "reboot":
             self.leave = fault
-        elif mode not in ("two-supervisors", "killed"):  # those the campaign acts on
+        elif mode not in ("two-supervisors", "killed", "paused"):  # those the campaign acts on
             if mode in ("own-network-down", "delete-refused", "key-refused", "stale-replica", "delete-404"):
                 self.down.append((self.now, self.now + fault.lasts))
             self.at(self.now + fault.lasts, lambda: self._end(fault))
@@ -250,7 +253,8 @@ class World:
             self.kill(machine, "its dead-man's switch")
 
     def show(self, machine: SimulatedMachine) -> None:
-        machine.shown_at = min(machine.shown_at, self.now)
+        if self.now < machine.shown_at:
+            machine.shown_at = self.now
 
     def kill(self, machine: SimulatedMachine, by: str) -> None:
         if machine.dead_at is None:
@@ -279,16 +283,18 @@ class World:
 
     def out_of_reach(self, machine: SimulatedMachine, since: float) -> str:
         """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
-        until = {
-            "offline": machine.offline_until,
-            "no ssh": machine.no_ssh_until,
-            "another host answers": machine.stranger_until,
-            "key refused": machine.denied_until,
-            "container starting": machine.ssh_at,
-        }
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        return next((why for why, end in until.items() if since < end), "")
+        for why, end in (
+            ("offline", machine.offline_until),
+            ("no ssh", machine.no_ssh_until),
+            ("another host answers", machine.stranger_until),
+            ("key refused", machine.denied_until),
+            ("container starting", machine.ssh_at),
+        ):
+            if since < end:
+                return why
+        return ""
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

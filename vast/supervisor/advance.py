@@ -38,7 +38,9 @@ def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     new = observe(state, result, policy)
     looks = new.looks + 1 if new.phase is Phase.RUNNING else new.looks
     new = changed(new, looks=looks, alerts=alerts(new, result.t, policy))
-    return changed(new, look_at=result.t + interval(new, policy, result.t))
+    proving = new.phase is Phase.TERMINATING or new.intent is not None  # absence, by polls that are apart in time
+    began = max(result.t, result.ended) if proving else result.t
+    return changed(new, look_at=began + interval(new, policy, result.t))
 
 
 # ---- rent and destroy ------------------------------------------------------------------------------------------------
@@ -79,10 +81,10 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
         state = changed(state, refusal="" if outcome == "created" else answer.message)
     price = hourly(offer, state.bid)
     if made is not None and outcome == "created":
-        machine = Machine(made, offer.machine_id, price, action.t)
+        machine = Machine(made, offer.machine_id, price, action.t, up_cost=offer.up_cost)
         return _noted(changed(state, machine=machine), action.t, f"rented {made} on machine {offer.machine_id}")
     if outcome in ("unclear", "created"):
-        intent = Intent(offer.id, offer.machine_id, price, action.t, action.t)
+        intent = Intent(offer.id, offer.machine_id, price, action.t, action.t, up_cost=offer.up_cost)
         state = changed(state, intent=intent, unclear_at=action.t, unclear_price=price)
         return _noted(state, action.t, "create: unclear, reconciling")
     if made is not None:  # the machine exists and bills, although the create was refused
@@ -112,7 +114,6 @@ def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) 
 
 
 def start_destroying(state: RunState, t: float, reason: str) -> RunState:
-    """Move the machine to the pending destroys."""
     machine = state.machine
     assert machine is not None
     lost = reason in ("host-lost", "away", "vanished", "not-fetched") or reason in reasons.NEXT_AT_ONCE
@@ -185,6 +186,8 @@ def _renewed(state: RunState, action: Action, result: Result, policy: Policy) ->
 def _pulled(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     """Only a verified pull counts; until then the previous copy stays the last good one."""
     state = changed(state, pull_tried_at=action.t)
+    if state.machine is not None and isinstance(result, Pulled):
+        state = changed(state, traffic=state.traffic + result.bytes / 1e9 * state.machine.up_cost)
     if not isinstance(result, Pulled) or not result.verified:
         full = isinstance(result, Pulled) and result.local_disk_full
         # a disk is not full for seconds; but near a cap each of them counts

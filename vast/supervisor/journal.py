@@ -52,8 +52,6 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Last:
-    """The last record of a journal."""
-
     plan: Plan
     state: RunState
     pending: Action | None  # announced, without a result
@@ -86,6 +84,10 @@ class RunClock:
 
     def t(self) -> Seconds:
         return self._clock.monotonic() - self._zero
+
+    def move_on(self, seconds: Seconds) -> None:
+        """Count time in which this machine's clock stood still."""
+        self._zero -= seconds
 
     def stamp(self) -> Stamp:
         return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())
@@ -203,6 +205,8 @@ def records(directory: Path) -> Iterator[Last]:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise RunStateError(path, f"cannot be read: {error.strerror}", "let this user read it") from None
     lines.pop()  # empty, or torn
     newest = 0
     plan: Plan | None = None

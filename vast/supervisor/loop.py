@@ -16,6 +16,7 @@ from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, 
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
+LAG = 300.0  # seconds by which the run's clock may be behind the service's
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
 CLOSED = "closed"  # the notification at the end of every run
@@ -44,6 +45,7 @@ class Supervisor:
     state: RunState = field(init=False)
     _seen: Observation = field(default=Observation(0.0), init=False)
     _acts: int = field(default=0, init=False)
+    _behind_since: Seconds | None = field(default=None, init=False)
 
     def __post_init__(self, last: Last | None) -> None:
         self.run_clock = RunClock(self.clock, None if last is None else last.stamp)
@@ -65,6 +67,7 @@ class Supervisor:
         t = self.run_clock.t()
         if t >= self.state.look_at:
             self._seen = self._look(t)
+            t = self._seen.t
             self._advance(Action(Do.LOOK, t), self._seen)
             self.on_look(self._seen, self.state)
         else:
@@ -83,7 +86,7 @@ class Supervisor:
         else:
             self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
-            self._advance(replace(action, ended=self.run_clock.t()), result)
+            self._advance(changed(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
                 self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
         self.journal.write(self.state, self.run_clock.stamp())
@@ -98,11 +101,15 @@ class Supervisor:
             here = self.shell.local_copy() if last.pending.do is Do.PULL else None
             answer = here if here is not None and here.complete else None
             state = advance(state, last.pending, answer, self.policy)
+        state = self._unwatched(state)
+        self.journal.write(state, self.run_clock.stamp())
+        return state
+
+    def _unwatched(self, state: RunState) -> RunState:
+        """After a time in which nothing was polled: deadlines restart, and an answer that we lost is no fault of the host."""
         state = changed(state, look_at=0.0, waits_from=self.run_clock.t(), unlisted_since=None, unsearched_since=None)
         if state.machine is not None and not state.machine.starts:
-            # nothing was polled meanwhile: its deadline restarts, and an answer that we lost is no fault of the host
             state = changed(state, machine=changed(state.machine, ran_at=None, burn_in_lost=0))
-        self.journal.write(state, self.run_clock.stamp())
         return state
 
     def _advance(self, action: Action, result: Result) -> None:
@@ -119,8 +126,12 @@ class Supervisor:
     # ---- polling: reads only ---------------------------------------------------------------------------------------
 
     def _look(self, t: Seconds) -> Observation:
-        state, machine = self.state, self.state.machine
         account = self.cloud.account()
+        if account is not None and account.at is not None:
+            t, sure = self._on_time(t, account.at)
+            if not sure:
+                return Observation(t, True, self.asked())
+        state, machine = self.state, self.state.machine
         instances = self.cloud.instances() if account is not None else None
         listed = {one.id: one for one in instances or ()}
         single = []
@@ -139,7 +150,24 @@ class Supervisor:
         # the market shows it as gone, and it answers over ssh
         answered = tuple(one.id for one in gone if one.addresses and self.shell.probe(one.addresses).contact == "ok")
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
-        return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network)
+        ended = self.run_clock.t()
+        return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network, ended)
+
+    def _on_time(self, t: Seconds, at: Seconds) -> tuple[Seconds, bool]:
+        """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended, a reboot set the wall
+        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts."""
+        zero = self.state.service_zero
+        if zero is None or at - zero - t < LAG:
+            self._behind_since = None
+            return t, True
+        if self._behind_since is None:
+            self._behind_since = t
+        jumped = self.clock.now() - self.state.begun_wall - (at - zero)
+        if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
+            return t, False
+        self.run_clock.move_on(at - zero - t)
+        self.state = self._unwatched(self.state)
+        return at - zero, True
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         return verdict(obs, "asked")
     if obs.t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
-    if burn(state) and spent(state, obs.t) + burn(state) * reserve / 3600 >= state.cap_dollars:
+    if (rate := burn(state)) and spent(state, obs.t) + rate * reserve / 3600 >= state.cap_dollars:
         return verdict(obs, "budget")
     for sign in ("low-credit", "contract-end"):
         if confirmed(state, sign):
@@ -51,7 +51,7 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
             if confirmed(state, sign):
                 return verdict(obs, sign)
     if machine.ran_at is None:
-        if obs.t - machine.since < limits.loading:
+        if obs.t - max(machine.since, state.waits_from) < limits.loading:  # nothing was polled before `waits_from`
             return None
         if machine.seen_at == obs.t:  # a message that names the fault needs one poll more, as after a restart
             return None if reasons.of_message(machine.message) else verdict(obs, "loading")

@@ -19,8 +19,9 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if obs.account is not None:
         changes["refused_since"] = None
         changes["credit"] = obs.account.credit
-        if obs.account.at is not None:
-            changes["service_zero"] = zero = obs.account.at - obs.t
+        if obs.account.at is not None and (state.created_at is None or state.service_zero is None):
+            zero = obs.account.at - obs.t
+            changes["service_zero"] = zero
             if state.created_at is None:  # no label is written yet: its deadline is compared with the service's clock
                 changes["deadline"] = int(zero + state.cap_seconds)
     elif state.refused_since is None:
@@ -65,7 +66,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
     alive = seen.keys() | set(obs.answered)
-    doomed = [_doomed(one, one.id in alive, one.id in gone, obs.t, policy) for one in state.doomed]
+    doomed = [_doomed(one, one.id in alive, one.id in gone, obs, policy) for one in state.doomed]
     settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
     doomed = [one for one in doomed if one.absent < 2]
     strays = sorted(one for one in listed if one not in known and (machine is None or one != machine.id))
@@ -75,7 +76,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
         elif strays:
             intent = None
         elif obs.instances is not None:
-            intent = _listing_without_it(intent, obs.t, policy)
+            intent = _listing_without_it(intent, obs, policy)
             if intent is None and state.intent is not None:
                 settled += _unseen(state.intent, obs.t, policy)
     since = state.intent.since if state.intent is not None else state.created_at
@@ -89,15 +90,15 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
         elif machine.reached_at == obs.t:
             machine = changed(machine, absent=0, absent_at=None)  # contact over ssh: a stale replica answered
         elif machine.id in gone and obs.t - machine.since >= policy.reconcile.visible_after:
-            absent, at = _counted(machine.absent, machine.absent_at, obs.t, policy.absence_spacing)
+            absent, at = _counted(machine.absent, machine.absent_at, obs, policy.absence_spacing)
             machine = changed(machine, absent=absent, absent_at=at)
     absences, absent_at = state.absences, state.absent_at
     if listed:
         absences, absent_at = 0, None
     elif obs.instances is not None and intent is None and machine is None and _had_time_to_show(state, obs.t, policy):
-        absences, absent_at = _counted(absences, absent_at, obs.t, policy.absence_spacing)
-    state = changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled)
-    return changed(state, absences=absences, absent_at=absent_at)
+        absences, absent_at = _counted(absences, absent_at, obs, policy.absence_spacing)
+    return changed(state, machine=machine, intent=intent, doomed=tuple(doomed), settled=settled,
+                   absences=absences, absent_at=absent_at)  # fmt: skip
 
 
 def _had_time_to_show(state: RunState, t: float, policy: Policy) -> bool:
@@ -112,27 +113,27 @@ def _is_ours(instance: Instance, run_id: str) -> bool:
     return label is not None and label.run_id == run_id
 
 
-def _counted(count: int, at: float | None, t: float, spacing: float) -> tuple[int, float | None]:
-    """Add a proof, if the last one is at least `spacing` seconds old."""
-    if at is not None and t - at < spacing:
+def _counted(count: int, at: float | None, obs: Observation, spacing: float) -> tuple[int, float | None]:
+    """Add a proof, if the poll of the last one had ended at least `spacing` seconds before this one began."""
+    if at is not None and obs.t - at < spacing:
         return count, at
-    return count + 1, t
+    return count + 1, max(obs.t, obs.ended)
 
 
-def _doomed(one: PendingDestroy, seen: bool, gone: bool, t: float, policy: Policy) -> PendingDestroy:
+def _doomed(one: PendingDestroy, seen: bool, gone: bool, obs: Observation, policy: Policy) -> PendingDestroy:
     if seen:
         return changed(one, absent=0, absent_at=None) if one.absent else one
     if not gone or not one.accepted:
         return one
-    absent, at = _counted(one.absent, one.absent_at, t, policy.absence_spacing)
+    absent, at = _counted(one.absent, one.absent_at, obs, policy.absence_spacing)
     return changed(one, absent=absent, absent_at=at)
 
 
-def _listing_without_it(intent: Intent, t: float, policy: Policy) -> Intent | None:
+def _listing_without_it(intent: Intent, obs: Observation, policy: Policy) -> Intent | None:
     """None once enough listings, over enough time, showed no machine of the run: the create made none."""
     rule = policy.reconcile
-    listings, at = _counted(intent.listings, intent.listed_at, t, rule.spacing)
-    if listings >= rule.listings and t - intent.unclear_since >= rule.visible_after:
+    listings, at = _counted(intent.listings, intent.listed_at, obs, rule.spacing)
+    if listings >= rule.listings and obs.t - intent.unclear_since >= rule.visible_after:
         return None
     return changed(intent, listings=listings, listed_at=at)
 
@@ -148,7 +149,7 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
 
 def _adopted(found: Instance, intent: Intent) -> Machine:
     """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
-    return Machine(found.id, found.machine_id, intent.price, intent.since)
+    return Machine(found.id, found.machine_id, intent.price, intent.since, up_cost=intent.up_cost)
 
 
 def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:

@@ -30,7 +30,6 @@ class Reason(NamedTuple):
 
     @property
     def alert(self) -> bool:
-        """Whether a person is notified."""
         return bool(self.meaning)
 
 

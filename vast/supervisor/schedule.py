@@ -110,7 +110,7 @@ def wake_at(t: float, state: RunState, policy: Policy) -> float:
         moments.append(state.cap_seconds - kept)
         if rate:
             moments.append(t + (state.cap_dollars - spent(state, t)) / rate - kept)
-    return min((moment for moment in moments if moment > t), default=t + policy.cadence.urgent)
+    return min([moment for moment in moments if moment > t], default=t + policy.cadence.urgent)
 
 
 def ends_soon(t: float, state: RunState, policy: Policy) -> bool:

@@ -22,7 +22,8 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
             new[name] = (count + 1, obs.t) if again else (count, at)
         elif is_up:
             new[name] = (1, obs.t)
-    state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
+    if old or new:
+        state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
     machine = state.machine
     if machine is not None and confirmed(state, "dearer"):
         state = changed(state, machine=changed(machine, price=max(machine.price, machine.row_price)))
@@ -30,11 +31,10 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
 
 
 def confirmed(state: RunState, sign: str) -> bool:
-    return any(name == sign and count >= 2 for name, count, _ in state.signs)
+    return bool(state.signs) and any(name == sign and count >= 2 for name, count, _ in state.signs)
 
 
 def unconfirmed(state: RunState) -> bool:
-    """Whether a sign waits for a second poll."""
     return any(count == 1 for _, count, _ in state.signs)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from app.data.sources import saved_rows
-from app.data.tasks import TASKS, Item, load_items
+from app.data.tasks import MANY, TASKS, Item, load_items
 from jobs.config.profile import EvalData
 from jobs.config.schema import TASK_NAMES
 from jobs.errors import DataError
@@ -230,6 +230,17 @@ def test_a_damaged_saved_dataset_is_named(file: str, saved: Callable[..., Path])
     (root / "piqa" / file).write_text("{")
     with pytest.raises(DataError, match=f"{root / 'piqa'}: not a readable saved dataset"):
         load_items("piqa", EvalData(source="path", path=str(root)))
+
+
+@pytest.mark.parametrize("limit", [MANY - 1, MANY, 20_000])
+def test_a_large_limit_is_taken_of_items_that_are_read_already(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load_items("hellaswag")
+    monkeypatch.setattr("app.data.tasks.saved_rows", lambda *given: None)  # nothing can be read any more
+    if limit < MANY:
+        with pytest.raises(DataError, match="holds no items"):
+            load_items("hellaswag", limit=limit)
+    else:
+        assert load_items("hellaswag", limit=limit) == whole[:limit] and len(whole) == 10_042
 
 
 def test_embedded_items_are_read_once_in_a_process_and_files_of_one_s_own_each_time(

@@ -62,8 +62,11 @@ def test_a_machine_that_lacks_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_machine_without_a_gpu_lacks_nothing_either(tmp_path: Path) -> None:
     found = lines(machine(tmp_path), tmp_path)
-    assert found["gpu"] == ("ok", "none: stages run on the CPU; for an NVIDIA GPU install its driver")
-    assert {verdict for verdict, _ in found.values()} == {"ok"} and "image and GPU" not in found
+    assert found["gpu"] == ("optional", "none: stages run on the CPU; for an NVIDIA GPU install its driver")
+    assert {name for name, (verdict, _) in found.items() if verdict != "ok"} == {
+        "gpu",
+        "key",
+    } and "image and GPU" not in found
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_each_lack_of_gpu_and_engine_is_a_line_with_its_remedy(
      ((1, "cannot connect"), "docker does not answer (cannot connect); stages run without a container; for containers start one")],
 )  # fmt: skip
 def test_stages_run_without_a_container_engine(engine: tuple[int, str], text: str, tmp_path: Path) -> None:
-    assert lines(machine(tmp_path, engine=engine), tmp_path)["engine"] == ("ok", f"none: {text}")
+    assert lines(machine(tmp_path, engine=engine), tmp_path)["engine"] == ("optional", text)
 
 
 def test_the_image_is_not_asked_for_an_engine(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Barrier, get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,6 +133,25 @@ def test_an_error_of_the_thread_that_writes_ends_training(model_of: Any, tmp_pat
     last.finish()
     with pytest.raises(OSError, match="No space left"):
         last.writer.wait()
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_the_files_of_a_copy_are_written_at_once_and_those_of_the_gpu_one_by_one(copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr(snapshot, "free_memory", lambda: float("inf") if copied else 0.0)
+    real, both, threads = snapshot._write, Barrier(2), set[int]()
+
+    def write(path: Path, state: Any) -> None:
+        if copied:
+            both.wait(60)
+        threads.add(get_ident())
+        real(path, state)
+
+    monkeypatch.setattr(snapshot, "_write", write)
+    writer, files = snapshot.Writer(), {name: {"w": torch.ones(3)} for name in (snapshot.WEIGHTS, snapshot.OPTIMIZER)}
+    writer.write(tmp_path / "checkpoint-1", files, {}, lambda: None)
+    writer.wait()
+    assert complete_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
+    assert len(threads) == 2 and get_ident() not in threads if copied else threads == {get_ident()}
 
 
 @pytest.mark.parametrize("memory", [float("inf"), 0.0])

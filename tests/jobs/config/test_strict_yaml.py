@@ -102,6 +102,17 @@ def test_half_a_character_is_refused_and_the_error_can_be_printed(text: str) -> 
     str(caught.value).encode()
 
 
+def test_two_files_of_one_text_are_parsed_once_and_neither_sees_the_other() -> None:
+    parses = strict_yaml._parsed.cache_info().misses
+    first, second = (strict_yaml.parse("of_two_files: {b: [1]}", where) for where in ("a.yaml", "b.yaml"))
+    assert strict_yaml._parsed.cache_info().misses == parses + 1
+    first["of_two_files"]["b"].append(2)
+    assert second == {"of_two_files": {"b": [1]}}
+    for where in ("a.yaml", "b.yaml"):
+        with pytest.raises(ConfigError, match=f"^{where}:2: a: given twice"):
+            strict_yaml.parse("a: 1\na: 2", where)
+
+
 @pytest.mark.parametrize("text", ["!!binary aGk=: 1", "a: !!binary aGk=", "- !!binary aGk="])
 def test_bytes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="file.yaml:1: holds !!binary"):

@@ -51,7 +51,6 @@ def test_a_machine_that_lacks_nothing_gets_a_line_for_each_thing_and_rents_nothi
         ("image", {"pullable": "absent"}, "its registry has no such image; push it"),
         ("image", {"pullable": "denied"}, "wants a login for it"),
         ("image", {"pullable": Image("there", {"prefill.needs.cuda": "x"})}, "which is no version; build and push"),
-        ("engine", {"engine": UserError("docker", "no container engine answers", "start it")}, "start it"),
     ],
 )
 def test_each_lack_is_a_line_with_its_remedy(world: World, name: str, change: dict[str, Any], words: str) -> None:
@@ -129,17 +128,22 @@ def test_an_ssh_key_and_a_secret_that_cannot_be_used(world: World, tmp_path: Pat
 def test_a_policy_that_cannot_be_used(world: World, tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
         (tmp_path / "policy.yaml").write_text(text)
-    done = world.vast("doctor", "--no-engine", "--image", IMAGE, "--policy", str(tmp_path / "policy.yaml"))
+    done = world.vast("doctor", "--image", IMAGE, "--policy", str(tmp_path / "policy.yaml"))
     assert done.exit_code == 2 and lines(done.stdout)["policy"][0] == "missing", done.output
     assert words in lines(done.stdout)["policy"][1] and "image" not in lines(done.stdout)
 
 
-def test_what_is_not_named_or_not_wanted_is_not_missing(world: World) -> None:
+def test_an_image_that_is_not_named_and_a_container_engine_are_not_missing(world: World) -> None:
     world.engine = UserError("docker", "no container engine answers", "start it")
-    done = world.vast("doctor", "--no-engine")
-    assert (done.exit_code, lines(done.stdout)["image"][0], "engine" in lines(done.stdout)) == (0, "unknown", False)
+    done = world.vast("doctor")
+    found = lines(done.stdout)
+    assert (done.exit_code, found["image"][0], found["engine"][0]) == (0, "unknown", "optional")
+    assert (
+        found["engine"][1]
+        == "needed by `local` and by `make push` alone: docker: no container engine answers; start it"
+    )
     world.pullable = "unknown"
-    assert lines(world.vast("doctor", "--no-engine", "--image", IMAGE).stdout)["image"][0] == "unknown"
+    assert lines(world.vast("doctor", "--image", IMAGE).stdout)["image"][0] == "unknown"
     world.change = lambda wiring: replace(wiring, registry=None)  # type: ignore[arg-type]
-    refused = world.vast("doctor", "--no-engine", "--image", "prefill:local")
+    refused = world.vast("doctor", "--image", "prefill:local")
     assert refused.exit_code == 2 and "has no registry" in lines(refused.stdout)["image"][1]

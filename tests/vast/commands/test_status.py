@@ -73,3 +73,15 @@ def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatc
 
     monkeypatch.setattr(world.clock, "sleep", sleep)
     assert world.vast("logs", "-f", folder.run_id).stdout == "job: hello\nmore\nmore\n"
+
+
+def test_a_page_that_cannot_be_written_has_the_remedy_of_its_own_option(world: World) -> None:
+    world.runs.mkdir(parents=True)
+    (world.runs / "a-file").touch()
+    refused = world.vast("overview", "--html", str(world.runs / "a-file" / "page.html"))
+    assert refused.exit_code == 2
+    fact, _, remedy = refused.stderr.partition("Not a directory; ")
+    assert (
+        fact.endswith("page.html: cannot be written: ")
+        and remedy == "give --html a file in a directory that can be written\n"
+    )

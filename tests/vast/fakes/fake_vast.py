@@ -37,10 +37,10 @@ ROUTES = [
         ("create", "PUT", r"/api/v0/asks/(\d+)/"),
         ("list", "GET", r"/api/v1/instances/"),
         ("list-v0", "GET", r"/api/v0/instances/"),
-        ("show", "GET", r"/api/v0/instances/(\d+)/"),
-        ("label", "PUT", r"/api/v0/instances/(\d+)/"),
-        ("destroy", "DELETE", r"/api/v0/instances/(\d+)/"),
-        ("ssh", "POST", r"/api/v0/instances/(\d+)/ssh/"),
+        ("show", "GET", r"/api/v[01]/instances/(\d+)/"),
+        ("label", "PUT", r"/api/v[01]/instances/(\d+)/"),
+        ("destroy", "DELETE", r"/api/v[01]/instances/(\d+)/"),
+        ("ssh", "POST", r"/api/v[01]/instances/(\d+)/ssh/"),
         ("account", "GET", r"/api/v0/users/current/?"),
     )
 ]

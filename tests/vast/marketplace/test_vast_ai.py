@@ -135,7 +135,18 @@ def test_what_the_service_refuses_is_named_and_is_no_empty_account(cloud: VastAI
     fake.fail(what, on=call)
     assert CALLS[call](cloud, rented.id) is None
     assert said in cloud.trouble
-    assert fake.count(call) == (3 if what.startswith("429") else 1)
+    by_both_versions = call == "show" and what.startswith("410")
+    assert fake.count(call) == (3 if what.startswith("429") else 2 if by_both_versions else 1)
+
+
+@pytest.mark.parametrize("call", ["show", "destroy", "ssh", "label"])
+def test_what_version_0_has_no_more_is_asked_of_version_1(
+    cloud: VastAI, fake: FakeVast, rented: Rental, call: str
+) -> None:
+    """The list of version 0 was withdrawn in June 2026. Without its DELETE a machine would run and bill for ever."""
+    fake.fail("410-deprecated", on=call, times=1)
+    assert CALLS[call](cloud, rented.id) not in (None, False, "unclear")
+    assert [one.target.split("/")[2] for one in fake.requests if one.endpoint == call] == ["v0", "v1"]
 
 
 ODD = {

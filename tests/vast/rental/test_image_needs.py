@@ -180,7 +180,7 @@ def test_a_secret_goes_only_to_data_centers_as_the_plan_states(world: World, tmp
 def test_traffic_is_in_estimate_cap_bill_and_report(world: World) -> None:
     world.pullable, world.hours = replace(IMAGE, gb=10.0), 0.5
     for offer in world.fake.market.offers.values():
-        offer["inet_down_cost"] = 0.05
+        offer.update(inet_down_cost=0.05, inet_up_cost=0.0)
     refused = world.vast(*UP, "--max-cost", "0.6")
     assert refused.exit_code == 2 and "with traffic, and the cap is $0.60" in refused.stderr
     assert world.vast(*UP).exit_code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.vast.fakes.command_line import World
+from tests.vast.fakes.command_line import UP, World
 from vast.ports import Account
 from vast.session.guards import AccountGuard
 from vast.supervisor.state import Phase
@@ -39,6 +39,14 @@ def test_a_key_that_changes_to_another_account_while_a_run_is_supervised_proves_
     done = world.vast("down", folder.run_id)
     world.fake.market.rentals = mine
     assert (done.exit_code, world.fake.market.living()) == (0, [])
+
+
+def test_nothing_is_rented_while_the_account_has_no_number(world: World) -> None:
+    """Later the key of another account, which lists none of the run's machines, would pass for the run's own."""
+    world.fake.account_id = None  # type: ignore[assignment]
+    refused = world.vast(*UP)
+    assert refused.exit_code == 2 and "the account is shown without its number" in refused.stderr, refused.output
+    assert world.fake.market.rentals == {}
 
 
 class Answers:

@@ -1,4 +1,4 @@
-"""2,000 seeds in 55 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
+"""2,000 seeds in 57 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> N
     assert run(schedule(seed), POLICY).violations == []
 
 
-SLOW = (372, 5287, 5855, 8262, 8299, 9188, 9274, 13106, 17247)
+SLOW = (372, 5287, 5855, 8262, 8299, 9188, 9274, 17247)
 
 
 def test_mutation_the_pace_of_a_pull_is_known_only_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

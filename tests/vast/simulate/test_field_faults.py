@@ -20,13 +20,13 @@ from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, breaking, broken, 
 from vast.policy import Policy
 from vast.ports import Offer
 from vast.simulate.fake_shell import HANG
-from vast.simulate.faults import BESIDE, FIELD, LATER, Fault, quiet
+from vast.simulate.faults import BESIDE, FIELD, LATER, TIME, Fault, quiet
 from vast.simulate.run import run
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
 
 
-@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE))
+@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE, *TIME))
 def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     results = [run(made, POLICY) for made in schedules(mode)]
     assert [one.violations for one in results if one.violations] == []

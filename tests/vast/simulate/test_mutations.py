@@ -30,7 +30,7 @@ def test_mutation_an_empty_list_is_taken_for_none(monkeypatch: pytest.MonkeyPatc
             return obs
         return replace(obs, single=((state.machine.id, GONE),))
 
-    monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
+    monkeypatch.setattr(observe_module, "_counted", lambda count, at, obs, spacing: (count + 2, obs.t))
     see_changed(monkeypatch, change)
     assert "unknown" in breaking("bad-listing", times=range(180, 300, 20))  # before the first contact over ssh
 
@@ -64,7 +64,7 @@ def test_mutation_a_refused_key_does_not_freeze_verdicts(monkeypatch: pytest.Mon
 
 
 def test_mutation_the_second_proof_of_absence_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observe_module, "_counted", lambda count, at, t, spacing: (count + 2, t))
+    monkeypatch.setattr(observe_module, "_counted", lambda count, at, obs, spacing: (count + 2, obs.t))
     assert caught("absence", seeds=100)
 
 

@@ -306,3 +306,18 @@ def test_a_third_failed_pull_is_an_alert_and_a_full_disk_is_not_waited_for_any_l
     assert decide(obs, replace(state, pull_next=1001.0), POLICY).do is Do.WAIT
     pulled = advance(state, Action(Do.PULL, 1000.0), Pulled(True, checkpoint="c"), POLICY)
     assert pulled.fetched and pulled.home == "c"
+
+
+def test_what_is_fetched_is_paid_by_the_gigabyte_and_counts_for_the_cap() -> None:
+    """Fifteen checkpoints of 40 GB at 2 cents a GB cost more than many a run: the credit went down, and the cap did not see it."""
+    bought = Action(Do.CREATE, 0.0, offer=replace(OFFER, up_cost=0.02))
+    for answer in (CreateResult("created", 7), CreateResult("unclear")):
+        rented = advance(provisioning(), bought, answer, POLICY)
+        if rented.machine is None:
+            rented, _ = look(rented, 200.0, instances=(instance(),))
+        assert rented.machine is not None and rented.machine.up_cost == 0.02
+    state = running()
+    state = replace(state, machine=replace(state.machine, up_cost=0.02))
+    pulled = advance(state, Action(Do.PULL, 1000.0), Pulled(True, bytes=40 * 10**9), POLICY)
+    assert spent(pulled, 1000.0) == pytest.approx(spent(state, 1000.0) + 0.8)
+    assert advance(state, Action(Do.PULL, 1000.0), None, POLICY).traffic == state.traffic
