@@ -6,8 +6,8 @@ Normal approximation. With z = z(97.5 %) + z(power), the smallest difference d s
 
 For right/wrong outcomes `of_items` is the discordance over the number of items, and a true difference d lowers the
 variance of an item from the discordance to discordance - d^2 (Miettinen 1968, Biometrics 24, 339-352). No difference is larger
-than the share of items that differ, so `of_items` is at least binary * d, by S seeds that each have items of their own that much less.
-Two-sided tests at 5 %, each comparison by itself.
+than the share of items that differ, so `of_items` is at least binary * d; a mean of S seeds, each with items of its own, allows
+an S-th of that. Two-sided tests at 5 %, each comparison by itself.
 """
 
 import math
