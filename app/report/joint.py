@@ -165,7 +165,7 @@ def _right(one: Line) -> str:
     study, c = one.study, one.comparison
     scored = (("read in both directions", c.first), ("the control", c.second), ("untrained", study.baseline),
               ("the finetuned model read from left to right", study.evaluation(c.first.model, "causal")))  # fmt: skip
-    return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)
+    return ", ".join(f"{name} {100 * tables.mean(study, e, c.seeds):.1f} %" for name, e in scored if e is not None)
 
 
 def _rival(one: Line) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import replace
@@ -278,3 +279,22 @@ def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides
     page = joint_page(joint_of(tmp_path))
     text = r"Not enough (items to tell: at least [\d,]+ needed|seeds to tell) on reading tasks, but it is less sure of the right answers\."
     assert re.fullmatch(text, page.headline)
+
+
+def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
+    """While a campaign runs, a model has more seeds than its control: their difference is over the seeds of both."""
+    campaign(tmp_path, "half", "reading", seeds=(0, 1, 2), items=60, recipes=("full", "lora"))
+    for run in list_runs(tmp_path):
+        job = run.read_job()["stage"]
+        if (job.get("seed"), job.get("train", {}).get("mask")) == (2, "causal"):
+            shutil.rmtree(run.path)
+    page = joint_page(joint_of(tmp_path))
+    found = re.search(r"([+−]?\d+\.\d) points.*both directions (\d+\.\d) %, the control (\d+\.\d) %", page.details[0])
+    assert found
+    points, first, second = (float(text.replace("−", "-")) for text in found.groups())
+    assert first - second == pytest.approx(points, abs=0.11)
+    for _, _, _, seeds, first, second, points, *_ in rows(page, "recipes"):
+        assert seeds == "2"
+        assert 100 * (float(first) - float(second)) == pytest.approx(
+            float(points.split()[0].replace("−", "-")), abs=0.11
+        )
