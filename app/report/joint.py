@@ -36,7 +36,7 @@ def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequen
     return Page(
         title=f"Prefix-LM experiment: {_counted(len({part.campaign for part in parts}), 'campaign')}",
         question=QUESTION,
-        headline=headline(declared),
+        headline=headline(declared, leading),
         answer=forest_plot(tables.named(leading), "answer", _ANSWER) if leading else None,
         details=_details(leading),
         facts=_facts(parts, lines, declared),
@@ -56,8 +56,11 @@ def _leading(lines: Sequence[Line]) -> list[Line]:
     return list(best.values())
 
 
-def headline(declared: Sequence[Line]) -> str:
-    """The answer in at most two sentences: where it helps and hurts; where it makes no difference, or the items are too few."""
+def headline(declared: Sequence[Line], leading: Sequence[Line] = ()) -> str:
+    """The answer in at most two sentences: where it helps and hurts; where it makes no difference, or the items are too few.
+
+    leading: all orders of the tasks. One that goes the other way than the declared one is named, though it was not declared.
+    """
     found: dict[str, list[Line]] = {}
     for one in declared:
         found.setdefault(one.finding.direction, []).append(one)
@@ -66,6 +69,10 @@ def headline(declared: Sequence[Line]) -> str:
         for key, verb in (("better", "it helps"), ("worse", "it hurts"))
         if key in found
     )
+    if turned := [one for one in leading if _turned(one, declared)]:
+        verb = "helps" if turned[0].finding.direction == "better" else "hurts"
+        listed = [f"{_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})" for one in turned]
+        clear += f"; looked at afterwards, it {verb} on {' and '.join(listed)}"
     rest = []
     if "level" in found:
         tails = {_less_than(one)[1] for one in found["level"]}
@@ -81,6 +88,13 @@ def headline(declared: Sequence[Line]) -> str:
     if not declared:
         sentences = ["no campaign has both models of the comparison that it declared yet, so nothing can be said"]
     return " ".join(_sentence(text) for text in sentences if text)
+
+
+def _turned(one: Line, declared: Sequence[Line]) -> bool:
+    """Whether this order of the tasks clearly goes the other way, for one model, than the one that was declared."""
+    place = (one.part.study.profile, one.setting.suite)
+    ways = [other.finding.direction for other in declared if (other.part.study.profile, other.setting.suite) == place]
+    return not one.declared and {one.finding.direction, *ways} == {"better", "worse"}
 
 
 def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Sequence[Line]) -> str:
