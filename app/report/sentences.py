@@ -236,8 +236,8 @@ def facts(study: Study) -> list[tuple[str, str]]:
         sure = [measured, runs, f"{_would_show(decisive)}." if decisive else ""]
         found.append(("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
-    if side is not None:
-        reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
+    if side is not None and (before := side.second.macro.value):
+        reached = f"{100 * (1 + side.accuracy.total.value / before):.0f} % of the untouched model's accuracy"
         found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
     if (spent := study.spent).runs:
         settings = study.ledger.get("settings") or {}
