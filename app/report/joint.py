@@ -10,7 +10,7 @@ from dataclasses import replace
 from app.report import joint_tables as tables
 from app.report import run_tables
 from app.report.chart import Plot
-from app.report.format import duration, points
+from app.report.format import duration, points, size
 from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
@@ -167,7 +167,7 @@ def _sure(declared: Sequence[Line]) -> str:
     least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
     if not least:
         return found
-    return f"{found} A true difference of {_range([f'{100 * x:.1f}' for x in least])} points would show four times in five."
+    return f"{found} A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
 
 
 def _range(values: Sequence[str]) -> str:

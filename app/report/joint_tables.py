@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.report.campaign import Setting, in_words, recipe_of, role
 from app.report.comparisons import Comparison
-from app.report.format import DASH, count, duration, number, numbers, signed, with_interval
+from app.report.format import DASH, count, duration, number, numbers, signed, size, with_interval
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
 from app.report.sentences import Finding, by_accuracy, finding
@@ -180,7 +180,7 @@ def _in_points(value: Interval | float) -> str:
     if isinstance(value, Interval):
         bounds = f" [{signed(100 * value.lo, 1)}, {signed(100 * value.hi, 1)}]" if value.defined else ""
         return signed(100 * value.value, 1) + bounds
-    return number(100 * value or None, 1)
+    return size(100 * value, 1)
 
 
 def recipes(parts: Sequence[Part]) -> Table:
