@@ -64,15 +64,11 @@ def headline(declared: Sequence[Line], leading: Sequence[Line] = ()) -> str:
     found: dict[str, list[Line]] = {}
     for one in declared:
         found.setdefault(one.finding.direction, []).append(one)
-    clear = " and ".join(
-        f"{verb} on {_listed(found[key], _change, declared)}"
-        for key, verb in (("better", "it helps"), ("worse", "it hurts"))
-        if key in found
-    )
-    if turned := [one for one in leading if _turned(one, declared)]:
-        verb = "helps" if turned[0].finding.direction == "better" else "hurts"
-        listed = [f"{_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})" for one in turned]
-        clear += f"; looked at afterwards, it {verb} on {' and '.join(listed)}"
+    verbs = {"better": "it helps", "worse": "it hurts"}
+    clear = " and ".join(f"{verbs[key]} on {_listed(found[key], _change, declared)}" for key in verbs if key in found)
+    if turned := [f"{verbs[one.finding.direction]} on {_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})"
+                  for one in leading if _turned(one, declared)]:  # fmt: skip
+        clear += f"; looked at afterwards, {' and '.join(turned)}"
     rest = []
     if "level" in found:
         tails = {_less_than(one)[1] for one in found["level"]}
@@ -105,10 +101,16 @@ def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Seque
     texts = []
     for suite, of_suite in by_suite.items():
         if {one.part.model for one in of_suite} == {one.part.model for one in declared}:
-            texts.append(f"{suite} ({' and '.join(map(value, of_suite))})")
+            texts.append(f"{suite} ({_joined([value(one) for one in of_suite])})")
         else:
             texts += [f"{_name(one, declared)} ({value(one)})" for one in of_suite]
     return " and ".join(texts)
+
+
+def _joined(changes: Sequence[str]) -> str:
+    """`13.9 and 53.5 points more accurate`."""
+    numbers, _, units = zip(*(change.partition(" ") for change in changes), strict=True)
+    return f"{' and '.join(numbers)} {units[0]}" if len(set(units)) == 1 else " and ".join(changes)
 
 
 def _suite(one: Line) -> str:

@@ -201,7 +201,7 @@ def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_
     campaign(tmp_path / "helped", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
     (helped,), (unclear,) = joint_of(tmp_path / "helped"), joint_of(tmp_path / "open")
     alike = joint_page([on("first", helped), on("second", helped)]).headline
-    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d points more accurate) and \1\)\.", alike)
+    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d) and \1 points more accurate\)\.", alike)
     apart = joint_page([on("first", helped), on("second", unclear)]).headline
     assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
                         r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
