@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from app.report.archive import collect, joint_of, rebuild, write_joint
-from app.report.joint import QUESTION, joint_page
-from app.report.joint_tables import Part
+from app.report.joint import QUESTION, headline, joint_page
+from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
+from app.report.sentences import by_accuracy
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.runs.rundir import list_runs
@@ -168,6 +169,25 @@ def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_show
     )
 
 
+def test_an_order_that_goes_the_other_way_than_the_declared_one_is_in_the_answer(
+    parts: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = next(one for one in lines_of(parts) if one.declared)
+    ways = {line.setting.order: "better"}
+    monkeypatch.setattr(Line, "finding", property(lambda one: replace(
+        by_accuracy(one.comparison), direction=ways[one.setting.order])))  # fmt: skip
+
+    def answer(direction: str, declared: bool = False) -> str:
+        ways["question_first"] = direction
+        other = replace(line, declared=declared, setting=replace(line.setting, order="question_first"))
+        return headline([one for one in (line, other) if one.declared], [line, other])
+
+    assert answer("better") == answer("level") == answer("unclear") == headline([line], [line])
+    pattern = r"It helps on reading tasks \([^)]+\); looked at afterwards, it hurts on reading tasks, question first \([^)]+\)\."
+    assert re.fullmatch(pattern, answer("worse"))
+    assert "afterwards" not in answer("worse", declared=True)
+
+
 def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,7 +200,7 @@ def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_
     campaign(tmp_path / "helped", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
     (helped,), (unclear,) = joint_of(tmp_path / "helped"), joint_of(tmp_path / "open")
     alike = joint_page([on("first", helped), on("second", helped)]).headline
-    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d points more accurate) and \1\)\.", alike)
+    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d) and \1 points more accurate\)\.", alike)
     apart = joint_page([on("first", helped), on("second", unclear)]).headline
     assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
                         r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
