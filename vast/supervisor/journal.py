@@ -74,23 +74,20 @@ class RunClock:
 
     def __init__(self, clock: Clock, last: Stamp | None) -> None:
         self._clock = clock
-        self.guess: Seconds | None = None  # by the wall clock: how long it was down, until the service's clock is seen
         monotonic = clock.monotonic()
         if last is None:
             self._zero = monotonic
         elif last.boot == clock.boot():
             self._zero = last.monotonic - last.t
         else:
-            self.guess = max(0.0, clock.now() - last.wall)
-            self._zero = monotonic - last.t - self.guess
+            self._zero = monotonic - last.t - max(0.0, clock.now() - last.wall)
 
     def t(self) -> Seconds:
         return self._clock.monotonic() - self._zero
 
     def move_on(self, seconds: Seconds) -> None:
-        """Count time in which this machine's clock stood still, and no more than `guess` of it back."""
-        self._zero -= max(seconds, -(self.guess or 0.0))
-        self.guess = None
+        """Count time in which this machine's clock stood still."""
+        self._zero -= seconds
 
     def stamp(self) -> Stamp:
         return Stamp(self.t(), self._clock.now(), self._clock.monotonic(), self._clock.boot())

@@ -154,21 +154,20 @@ class Supervisor:
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network, ended)
 
     def _on_time(self, t: Seconds, at: Seconds) -> tuple[Seconds, bool]:
-        """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended) or guessed (over a
-        reboot), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts."""
+        """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended, a reboot set the wall
+        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts."""
         zero = self.state.service_zero
-        if zero is None or (at - zero - t < LAG and self.run_clock.guess is None):
+        if zero is None or at - zero - t < LAG:
             self._behind_since = None
             return t, True
         if self._behind_since is None:
             self._behind_since = t
         jumped = self.clock.now() - self.state.begun_wall - (at - zero)
-        lasts = t - self._behind_since >= self.policy.confirm_after
-        if abs(jumped) >= LAG and not lasts and self.run_clock.guess is None:
+        if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
             return t, False
         self.run_clock.move_on(at - zero - t)
         self.state = self._unwatched(self.state)
-        return self.run_clock.t(), True
+        return at - zero, True
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 
