@@ -25,6 +25,7 @@ QUESTION = (
 )
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
+_VERBS = {"better": "it helps", "worse": "it hurts"}
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
 
 
@@ -65,14 +66,14 @@ def headline(declared: Sequence[Line], leading: Sequence[Line] = ()) -> str:
     for one in declared:
         found.setdefault(one.finding.direction, []).append(one)
     clear = " and ".join(
-        f"{verb} on {_listed(found[key], _change, declared)}"
-        for key, verb in (("better", "it helps"), ("worse", "it hurts"))
-        if key in found
+        f"{verb} on {_listed(found[key], _change, declared)}" for key, verb in _VERBS.items() if key in found
     )
-    if turned := [one for one in leading if _turned(one, declared)]:
-        verb = "helps" if turned[0].finding.direction == "better" else "hurts"
-        listed = [f"{_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})" for one in turned]
-        clear += f"; looked at afterwards, it {verb} on {' and '.join(listed)}"
+    afterwards = " and ".join(
+        f"{_VERBS[one.finding.direction]} on {_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})"
+        for one in sorted(leading, key=lambda one: one.finding.direction)
+        if _turned(one, declared)
+    )
+    clear += f"; looked at afterwards, {afterwards}" if afterwards else ""
     rest = []
     if "level" in found:
         tails = {_less_than(one)[1] for one in found["level"]}

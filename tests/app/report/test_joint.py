@@ -298,3 +298,26 @@ def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides
     page = joint_page(joint_of(tmp_path))
     text = r"Not enough (items to tell: at least [\d,]+ needed|seeds to tell) on reading tasks, but it is less sure of the right answers\."
     assert re.fullmatch(text, page.headline)
+
+
+def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
+    parts: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = next(one for one in lines_of(parts) if one.declared)
+    ways = {
+        ("lookup", True): "better",
+        ("lookup", False): "worse",
+        ("short", True): "worse",
+        ("short", False): "better",
+    }
+    monkeypatch.setattr(Line, "finding", property(lambda one: replace(
+        by_accuracy(one.comparison), direction=ways[one.setting.suite, one.declared])))  # fmt: skip
+    leading = [replace(line, declared=declared, setting=replace(
+        line.setting, suite=suite, order=line.setting.order if declared else "question_first"))
+        for suite, declared in ways]  # fmt: skip
+    found = headline([one for one in leading if one.declared], leading).partition("; looked at afterwards, ")[2]
+    change = r" \([^)]+\)"
+    assert re.fullmatch(
+        f"it helps on five short tasks, question first{change} and it hurts on generated look-ups, question first{change}\\.",
+        found,
+    )
