@@ -33,6 +33,11 @@ def directory() -> Path:
     return cache_dir() / "tokens"
 
 
+def fits(size: int) -> bool:
+    """Whether one file may have so many bytes."""
+    return size <= MOST // 2
+
+
 def key_of(parts: Iterable[str | bytes]) -> str:
     """sha256, in hex, over each of `parts` by itself: no two lists of parts have the same one."""
     digest = hashlib.sha256()
@@ -46,17 +51,18 @@ def kept(path: Path, make: Callable[[], T], pack: Callable[[T], Arrays | None], 
 
     pack: None for what is not to be kept. unpack: raises ValueError, KeyError, TypeError or IndexError for others' arrays.
     """
-    if path.is_file():
-        try:
-            found = unpack(_read(path))
-            with suppress(OSError):  # a cache that may only be read
-                os.utime(path)
-            return found
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            log.warning(f"{path}: damaged ({error}); made again")
+    try:
+        found = unpack(_read(path))
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path)
+        return found
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        log.warning(f"{path}: damaged ({error}); made again")
     made = make()
     arrays = pack(made)
-    if arrays is not None and sum(array.nbytes for array in arrays.values()) <= MOST // 2:
+    if arrays is not None and fits(sum(array.nbytes for array in arrays.values())):
         with suppress(OSError):
             _write(path, arrays)
             _prune(path.parent)

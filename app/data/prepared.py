@@ -14,7 +14,7 @@ import numpy as np
 
 from app.data import array_cache
 from app.data.array_cache import Arrays, cut, flat, numbers
-from app.data.contents import train_content
+from app.data.contents import eval_content, train_content
 from app.data.decontamination import Overlap, together
 from app.data.examples import DataReport, TokenExample
 from app.data.stream import Stream
@@ -128,14 +128,18 @@ def lasts(tokenizer: Any) -> bool:
 
 
 def pack(job: Job, data: Prepared) -> Arrays | None:
-    """None for what must not be kept: streams, and what was read of files that have changed since their digests were taken."""
-    changed = (job.contents.get(key) != train_content(one) for key, one in job.profile.data.sources.items() if one.path)
-    if data.streamed or (not trains_on_suite(job.stage) and any(changed)):
+    """None for what must not be kept: streams, more than fits, and what was read of files that have changed since their digests
+    were taken."""
+    all_of_them = [*data.examples, *data.held_out]
+    if data.streamed or not array_cache.fits(sum(4 * len(one) + len(one.text) for one in all_of_them)):
+        return None
+    now = {"data.eval": eval_content(job)} if trains_on_suite(job.stage) else (
+        {key: train_content(one) for key, one in job.profile.data.sources.items() if one.path})  # fmt: skip
+    if any(job.contents.get(key) != content for key, content in now.items()):
         return None
     counts = [{"key": one.key, "weight": one.weight, "report": asdict(one.report), "train": len(one.examples),
                "examples": one.overlap.examples, "dropped": one.overlap.dropped, "by_item": list(one.overlap.by_item.items())}
               for one in data.sources if not isinstance(one.examples, Stream)]  # fmt: skip
-    all_of_them = [*data.examples, *data.held_out]
     spans = [span for one in all_of_them for span in (one.turns, one.learnt)]
     texts = [text for one in all_of_them for text in (one.text, *one.rounds)]
     return {
