@@ -6,15 +6,17 @@ is not used. Beyond MOST bytes, the files unused for longest are removed.
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import tokenizers
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -31,6 +33,16 @@ T = TypeVar("T")
 def directory() -> Path:
     """Where the files are."""
     return cache_dir() / "tokens"
+
+
+def definition_of(tokenizer: Any) -> str | None:
+    """All of a tokenizer that decides the ids of a text; None for one that is written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    own = [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map,
+           getattr(tokenizer, "split_special_tokens", None)]  # fmt: skip
+    return json.dumps(own, sort_keys=True, default=str) + str(backend.to_str())
 
 
 def fits(size: int) -> bool:

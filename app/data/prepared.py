@@ -90,7 +90,7 @@ _DECIDING = {"data", "cut", "max_length", "eval_fraction", "overlap_ngram"}
 
 def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
     """A digest of all that the examples depend on; None for a tokenizer in Python, and for files whose content is not known."""
-    definition = getattr(tokenizer, "backend_tokenizer", None)
+    definition = array_cache.definition_of(tokenizer)
     stage, train, data = job.stage, job.stage.train, job.profile.data
     assert train is not None
     own = trains_on_suite(stage)
@@ -103,16 +103,15 @@ def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
                 "held_out": train.held_out, "segment": train.mask == "segment", "train": train.model_dump(include=_DECIDING),
                 "suite": suite_of(stage).model_dump(), "data": data.model_dump(mode="json"),
                 "contents": dict(job.contents)}  # fmt: skip
-    own_tokens = [type(tokenizer).__name__, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None)]
     items = [[item.task, item.id, item.question, item.answers] for item in eval_items]
     return array_cache.key_of([
         *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), _VERSIONS,
-        json.dumps(settings, sort_keys=True), definition.to_str(), json.dumps(own_tokens, sort_keys=True, default=str),
+        json.dumps(settings, sort_keys=True), definition, json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True),
         json.dumps(items), _embedded_content(job, own),
     ])  # fmt: skip
 
 
-_VERSIONS = " ".join([sys.version, *map(version, ("tokenizers", "transformers", "jinja2"))])
+_VERSIONS = " ".join([sys.version, *map(version, ("transformers", "jinja2"))])
 
 
 def _embedded_content(job: Job, own: bool) -> bytes:

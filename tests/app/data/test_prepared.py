@@ -250,6 +250,8 @@ def test_everything_that_decides_the_examples_is_in_the_key(tmp_path: Path, monk
         OtherClass(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())),
     )
     ended.eos_token = "<unk>"
+    apart = tokenizer_of()
+    apart.split_special_tokens = True  # in no definition, but <s> of a text is other ids then
     for name in ("bos_token", "eos_token", "unk_token", "chat_template"):
         setattr(subclass, name, getattr(tokenizer, name))
     path = chats(tmp_path / "a.jsonl")
@@ -268,7 +270,7 @@ def test_everything_that_decides_the_examples_is_in_the_key(tmp_path: Path, monk
     keys = [key_of(job, tokenizer, items) for job in jobs]
     keys += [
         key_of(jobs[0], other, items)
-        for other in (tokenizer_of(template="<s> $A"), tokenizer_of(CHAT + "."), ended, subclass)
+        for other in (tokenizer_of(template="<s> $A"), tokenizer_of(CHAT + "."), ended, subclass, apart)
     ]
     for name, value in {"question": "q", "answers": ("a", "b"), "task": "arc_easy", "id": "piqa/2"}.items():
         keys.append(key_of(jobs[0], tokenizer, [items[0], replace(items[1], **{name: value})]))
