@@ -25,7 +25,6 @@ QUESTION = (
 )
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
-_VERBS = {"better": "it helps", "worse": "it hurts"}
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
 
 
@@ -65,15 +64,11 @@ def headline(declared: Sequence[Line], leading: Sequence[Line] = ()) -> str:
     found: dict[str, list[Line]] = {}
     for one in declared:
         found.setdefault(one.finding.direction, []).append(one)
-    clear = " and ".join(
-        f"{verb} on {_listed(found[key], _change, declared)}" for key, verb in _VERBS.items() if key in found
-    )
-    afterwards = " and ".join(
-        f"{_VERBS[one.finding.direction]} on {_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})"
-        for one in sorted(leading, key=lambda one: one.finding.direction)
-        if _turned(one, declared)
-    )
-    clear += f"; looked at afterwards, {afterwards}" if afterwards else ""
+    verbs = {"better": "it helps", "worse": "it hurts"}
+    clear = " and ".join(f"{verbs[key]} on {_listed(found[key], _change, declared)}" for key in verbs if key in found)
+    if turned := [f"{verbs[one.finding.direction]} on {_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})"
+                  for one in leading if _turned(one, declared)]:  # fmt: skip
+        clear += f"; looked at afterwards, {' and '.join(turned)}"
     rest = []
     if "level" in found:
         tails = {_less_than(one)[1] for one in found["level"]}
@@ -106,10 +101,17 @@ def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Seque
     texts = []
     for suite, of_suite in by_suite.items():
         if {one.part.model for one in of_suite} == {one.part.model for one in declared}:
-            texts.append(f"{suite} ({' and '.join(map(value, of_suite))})")
+            texts.append(f"{suite} ({_joined([value(one) for one in of_suite])})")
         else:
             texts += [f"{_name(one, declared)} ({value(one)})" for one in of_suite]
     return " and ".join(texts)
+
+
+def _joined(changes: Sequence[str]) -> str:
+    """`13.9 and 53.5 points more accurate`, but `surer of the right answers` once."""
+    numbers, _, units = zip(*(change.partition(" ") for change in changes), strict=True)
+    shared = len(set(units)) == 1 and all(number[0].isdigit() for number in numbers)
+    return f"{' and '.join(numbers)} {units[0]}" if shared else " and ".join(dict.fromkeys(changes))
 
 
 def _suite(one: Line) -> str:

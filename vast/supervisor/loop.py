@@ -17,6 +17,7 @@ from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
 LAG = 300.0  # seconds by which the run's clock may be behind the service's
+UNSEEN = Observation(0.0)  # nothing was polled; each step puts its time in
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
 CLOSED = "closed"  # the notification at the end of every run
@@ -43,7 +44,7 @@ class Supervisor:
     tell: Tell = lambda what, state: None  # may be called twice with the same word, after a crash
     on_look: OnLook = lambda seen, state: None
     state: RunState = field(init=False)
-    _seen: Observation = field(default=Observation(0.0), init=False)
+    _seen: Observation = field(default=UNSEEN, init=False)
     _acts: int = field(default=0, init=False)
     _behind_since: Seconds | None = field(default=None, init=False)
 
@@ -77,7 +78,7 @@ class Supervisor:
         if action.do is Do.WAIT or self._acts > MOST_ACTS:
             until = action.until if action.do is Do.WAIT else t + self.policy.cadence.urgent
             self._acts = 0
-            self._seen = Observation(t)  # after a sleep the last poll is old
+            self._seen = UNSEEN  # after a sleep the last poll is old
             self.clock.sleep(max(SHORTEST_WAIT, until - self.run_clock.t()))
             return
         self.journal.check()
@@ -88,7 +89,7 @@ class Supervisor:
             result = self._act(action)
             self._advance(changed(action, ended=self.run_clock.t()), result)
             if result is None or result is False:
-                self._seen = Observation(t)  # the act failed although the poll allowed it: poll again first
+                self._seen = UNSEEN  # the act failed although the poll allowed it: poll again first
         self.journal.write(self.state, self.run_clock.stamp())
         if self.state.phase is Phase.CLOSED:
             self.tell(CLOSED, self.state)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from app.report.archive import collect, joint_of, rebuild, write_joint
-from app.report.joint import QUESTION, headline, joint_page
+from app.report.joint import QUESTION, _joined, headline, joint_page
 from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
 from app.report.sentences import by_accuracy
@@ -200,7 +200,7 @@ def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_
     campaign(tmp_path / "helped", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
     (helped,), (unclear,) = joint_of(tmp_path / "helped"), joint_of(tmp_path / "open")
     alike = joint_page([on("first", helped), on("second", helped)]).headline
-    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d points more accurate) and \1\)\.", alike)
+    assert re.fullmatch(r"It helps on reading tasks \((\d+\.\d) and \1 points more accurate\)\.", alike)
     apart = joint_page([on("first", helped), on("second", unclear)]).headline
     assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
                         r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
@@ -318,6 +318,16 @@ def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
     found = headline([one for one in leading if one.declared], leading).partition("; looked at afterwards, ")[2]
     change = r" \([^)]+\)"
     assert re.fullmatch(
-        f"it helps on five short tasks, question first{change} and it hurts on generated look-ups, question first{change}\\.",
+        f"it hurts on generated look-ups, question first{change} and it helps on five short tasks, question first{change}\\.",
         found,
     )
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    (["13.9 points more accurate", "53.5 points more accurate"], "13.9 and 53.5 points more accurate"),
+    (["less than 0.1 points more accurate"] * 2, "less than 0.1 points more accurate"),
+    (["surer of the right answers"] * 2, "surer of the right answers"),
+    (["13.9 points more accurate", "surer of the right answers"], "13.9 points more accurate and surer of the right answers"),
+])  # fmt: skip
+def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:
+    assert _joined(changes) == text
