@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -27,6 +27,7 @@ from app.embedded import cache
 from app.model.lm_head import plain_lm_head
 from app.model.mixed_precision import keep_float32
 from app.model.quantized import quantize
+from app.model.tokenizer import tokenizer_of
 from app.runtime import collector
 from app.runtime.kernel_cache import keep_kernels
 from jobs.config.profile import ModelSource
@@ -221,7 +222,7 @@ def _random(source: ModelSource, dtype: torch.dtype, seed: int) -> tuple[PreTrai
     config = AutoConfig.for_model(str(settings.pop("model_type")), **settings)
     model: Any = from_config(config, source.attention, "model.config")
     model = model.to(dtype)
-    tokenizer = AutoTokenizer.from_pretrained(str(cache.fetch_model()))
+    tokenizer = tokenizer_of(str(cache.fetch_model()))
     if len(tokenizer) > setting(config, "vocab_size"):
         raise ModelError("model.config", f"vocab_size {setting(config, 'vocab_size')} is less than the tokenizer's "
                          f"{len(tokenizer)}", f"set model.config.vocab_size: {len(tokenizer)}")  # fmt: skip
@@ -302,7 +303,7 @@ def load(
         with _load_errors_reported(where, remedy):
             model = _from_pretrained(name, revision, torch_dtype, source.attention, where)
         with _load_errors_reported(f"{where}: its tokenizer", remedy):
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            tokenizer = tokenizer_of(name, revision)
     if in_4bit:
         quantize(model, device)
     return ready(model, tokenizer, where, source)
@@ -314,7 +315,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     with _load_errors_reported(
         f"{source.name or name}: its tokenizer", "check model.name and the network, or copy it again"
     ):
-        return AutoTokenizer.from_pretrained(name, revision=source.revision if source.source == "hub" else None)
+        return tokenizer_of(name, source.revision if source.source == "hub" else None)
 
 
 def ready(model: Any, tokenizer: Any, where: str, source: ModelSource) -> Loaded:

@@ -24,6 +24,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}f}".replace("-", MINUS if round(value, digits) else "")  # no -0.000
 
 
+def size(value: float | None, digits: int = 3) -> str:
+    """As `number`, of what is never negative: what would be written as 0 without being it keeps its first digit."""
+    return f"{value:.1g}" if value and not round(value, digits) else number(value or None, digits)
+
+
 def signed(value: float | None, digits: int = 3) -> str:
     """`+0.012`, `−0.053` or `0.000`."""
     return ("+" if value is not None and round(value, digits) > 0 else "") + number(value, digits)

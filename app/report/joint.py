@@ -6,11 +6,12 @@ that were declared before anything ran; of two campaigns that declared the same 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean, stdev
 
 from app.report import joint_tables as tables
 from app.report import run_tables
 from app.report.chart import Plot
-from app.report.format import duration, points
+from app.report.format import duration, points, signed, size
 from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
@@ -25,6 +26,7 @@ QUESTION = (
 )
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
+_STUDENT = {3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t, by seeds; 2.6 is that of six
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
 
 
@@ -170,7 +172,7 @@ def _sure(declared: Sequence[Line]) -> str:
     least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
     if not least:
         return found
-    return f"{found} A true difference of {_range([f'{100 * x:.1f}' for x in least])} points would show four times in five."
+    return f"{found} A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
 
 
 def _range(values: Sequence[str]) -> str:
@@ -182,7 +184,7 @@ def _right(one: Line) -> str:
     study, c = one.study, one.comparison
     scored = (("read in both directions", c.first), ("the control", c.second), ("untrained", study.baseline),
               ("the finetuned model read from left to right", study.evaluation(c.first.model, "causal")))  # fmt: skip
-    return ", ".join(f"{name} {100 * tables.mean(study, e):.1f} %" for name, e in scored if e is not None)
+    return ", ".join(f"{name} {100 * tables.mean(study, e, c.seeds):.1f} %" for name, e in scored if e is not None)
 
 
 def _rival(one: Line) -> str:
@@ -210,7 +212,18 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
             found.append(
                 _sentence(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three")
             )
+        elif one.comparison.verdict != "within noise" and not _alike(one.comparison.accuracy.by_seed):
+            each = ", ".join(signed(100 * value, 1) for value in one.comparison.accuracy.by_seed)
+            found.append(
+                _sentence(f"{_name(one, declared)}: by training seed {each} points; so few seeds that differ so much do "
+                          "not show how large the difference is, and its interval is too narrow"))  # fmt: skip
     return found
+
+
+def _alike(by_seed: Sequence[float]) -> bool:
+    """Whether a t interval over the seeds alone excludes 0, as the bootstrap does, which is too narrow for few seeds."""
+    error = stdev(by_seed) / len(by_seed) ** 0.5
+    return abs(fmean(by_seed)) > _STUDENT.get(len(by_seed), 2.6) * error
 
 
 def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> Outline:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from app.report.campaign import Setting, in_words, recipe_of, role
 from app.report.comparisons import Comparison
-from app.report.format import DASH, count, duration, number, numbers, signed, with_interval
+from app.report.format import DASH, count, duration, number, numbers, signed, size, with_interval
 from app.report.repetition import against_repetition
 from app.report.runs import Evaluation
 from app.report.sentences import Finding, by_accuracy, finding
@@ -180,7 +180,7 @@ def _in_points(value: Interval | float) -> str:
     if isinstance(value, Interval):
         bounds = f" [{signed(100 * value.lo, 1)}, {signed(100 * value.hi, 1)}]" if value.defined else ""
         return signed(100 * value.value, 1) + bounds
-    return number(100 * value or None, 1)
+    return size(100 * value, 1)
 
 
 def recipes(parts: Sequence[Part]) -> Table:
@@ -189,12 +189,12 @@ def recipes(parts: Sequence[Part]) -> Table:
     for part in parts:
         for study in part.settings:
             own = [c for c in study.own_masks if recipe_of(c.first.model)]
-            ranked = sorted(own, key=lambda c: -mean(study, c.first)) if len(own) > 1 else []
+            ranked = sorted(own, key=lambda c: -mean(study, c.first, c.seeds)) if len(own) > 1 else []
             for rank, c in enumerate(ranked, 1):
                 side = study.find((c.first.model, "causal"), ("base", "causal"))
                 rows.append(TableRow((
                     str(rank), recipe_of(c.first.model), str(study.setting), *[part.name] * several, str(max(1, len(c.seeds))),
-                    number(mean(study, c.first)), number(mean(study, c.second)), _in_points(c.accuracy.total),
+                    number(mean(study, c.first, c.seeds)), number(mean(study, c.second, c.seeds)), _in_points(c.accuracy.total),
                     _in_points(smallest_difference(c.accuracy.variance)), _kept(study, side),
                 )))  # fmt: skip
     columns = (">Rank", "Recipe", "Tasks and order", *["Campaign, model"] * several, ">Seeds", ">Accuracy", ">Its control",
@@ -203,16 +203,16 @@ def recipes(parts: Sequence[Part]) -> Table:
     return Table("Recipes, by the accuracy that they reach with the bidirectional prompt", columns, tuple(rows), note)
 
 
-def mean(study: Study, e: Evaluation) -> float:
-    """Macro accuracy, the mean over the seeds of its model."""
-    of = list(study.trainings.replicates(e).values()) or [e]
+def mean(study: Study, e: Evaluation, seeds: Sequence[int]) -> float:
+    """Macro accuracy, the mean over the seeds of a comparison: its sides differ by as much as it finds."""
+    of = [one for seed, one in study.trainings.replicates(e).items() if seed in seeds] or [e]
     return sum(one.macro.value for one in of) / len(of)
 
 
 def _kept(study: Study, side: Comparison | None) -> str:
     """`0.996x`: the accuracy in normal use over that of the untrained model."""
-    before = mean(study, side.second) if side else 0.0
-    return f"{number(mean(study, side.first) / before)}x" if side and before else DASH
+    before = mean(study, side.second, side.seeds) if side else 0.0
+    return f"{number(mean(study, side.first, side.seeds) / before)}x" if side and before else DASH
 
 
 def side_effect(parts: Sequence[Part]) -> Table:

@@ -2,7 +2,7 @@
 
 from rich.console import Console
 
-from app.report.format import DASH, number, signed
+from app.report.format import DASH, signed, size
 from app.report.study import Study
 from app.stats.difference import Variance
 from app.stats.power import items_needed, smallest_difference
@@ -32,7 +32,7 @@ def power_rows(study: Study, points: float) -> list[tuple[str, ...]]:
 
 def can_show(variance: Variance, scale: float = 1, digits: int = 3) -> str:
     """The smallest difference; a dash where no item differs, from which nothing can be estimated."""
-    return number(scale * smallest_difference(variance) or None, digits)
+    return size(scale * smallest_difference(variance), digits)
 
 
 def needed_for(variance: Variance, difference: float) -> str:

@@ -17,8 +17,8 @@ from app.report.items import ROUNDING, read_items
 from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 from jobs.errors import DataError
-from jobs.runs.atomic import read_json, read_jsonl
-from jobs.runs.records import TaskScore, checked
+from jobs.runs.atomic import read_json
+from jobs.runs.records import TaskScore, read_samples
 from jobs.runs.rundir import RunDir
 
 _SCHEMA = 1
@@ -263,7 +263,7 @@ def _samples(path: Path) -> dict[str, dict[str, list[dict[str, Any]]]]:
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = {}
     if not path.is_file():
         raise DataError(str(path), "the per item scores are missing", "score the stage again")
-    for number, row in enumerate(checked(path, read_jsonl(path), "samples"), start=1):
+    for number, row in enumerate(read_samples(path), start=1):
         by_task = grouped.setdefault(row["evaluation"], {})
         short = {key: row[key] for key in kept if key in row}
         if "n_tokens" in row:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from app.report.campaign import Setting, unfinished
 from app.report.comparisons import WIDE, Comparison
-from app.report.format import duration, nats, number, numbers, points
+from app.report.format import duration, nats, number, numbers, points, size
 from app.report.study import Study
 from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
@@ -183,7 +183,7 @@ def _smallest(c: Comparison) -> tuple[str, str]:
     """Of accuracy in points, of NLL in nats; empty where nothing can be estimated."""
     accuracy = smallest_difference(c.accuracy.variance)
     nll = smallest_difference(c.nll.variance) if c.nll else 0.0
-    return f"{100 * accuracy:.1f}" if accuracy else "", number(nll) if nll else ""
+    return size(100 * accuracy, 1) if accuracy else "", size(nll) if nll else ""
 
 
 def _would_show(c: Comparison) -> str:
@@ -236,8 +236,8 @@ def facts(study: Study) -> list[tuple[str, str]]:
         sure = [measured, runs, f"{_would_show(decisive)}." if decisive else ""]
         found.append(("How sure", " ".join(filter(None, sure))))
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
-    if side is not None:
-        reached = f"{100 * side.paired.retention.value:.0f} % of the untouched model's accuracy"
+    if side is not None and (before := side.second.macro.value):
+        reached = f"{100 * (1 + side.accuracy.total.value / before):.0f} % of the untouched model's accuracy"
         found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
     if (spent := study.spent).runs:
         settings = study.ledger.get("settings") or {}

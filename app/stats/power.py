@@ -5,8 +5,9 @@ Normal approximation. With z = z(97.5 %) + z(power), the smallest difference d s
     SE(d)^2 = of_items - binary * d^2 + between_seeds / seeds
 
 For right/wrong outcomes `of_items` is the discordance over the number of items, and a true difference d lowers the
-variance of an item from the discordance to discordance - d^2 (Miettinen 1968, Biometrics 24, 339-352). Two-sided tests at
-5 %, each comparison by itself.
+variance of an item from the discordance to discordance - d^2 (Miettinen 1968, Biometrics 24, 339-352). No difference is larger
+than the share of items that differ, so `of_items` is at least binary * d; a mean of S seeds, each with items of its own, allows
+an S-th of that. Two-sided tests at 5 %, each comparison by itself.
 """
 
 import math
@@ -37,7 +38,10 @@ def of_discordance(
 
 def smallest_difference(variance: Variance) -> float:
     """The true difference that a 95 % interval excludes zero for with probability POWER. 0 where nothing varies."""
-    return math.sqrt(_Z2 * (variance.of_items + _of_seeds(variance)) / (1 + _Z2 * variance.binary))
+    rest = 1 + _Z2 * variance.binary
+    d = math.sqrt(_Z2 * (variance.of_items + _of_seeds(variance)) / rest)
+    rare = _Z2 * variance.binary / variance.seeds
+    return max(d, (rare + math.sqrt(rare**2 + 4 * rest * _Z2 * _of_seeds(variance))) / (2 * rest)) if d else 0.0
 
 
 def items_needed(variance: Variance, difference: float) -> int | None:
@@ -46,7 +50,8 @@ def items_needed(variance: Variance, difference: float) -> int | None:
     left = d2 - _Z2 * _of_seeds(variance)
     if left <= 0:
         return None
-    return max(1, math.ceil(variance.items * _Z2 * (variance.of_items - d2 * variance.binary) / left))
+    of_items = max(variance.of_items, variance.binary * difference / variance.seeds)
+    return max(1, math.ceil(variance.items * _Z2 * (of_items - d2 * variance.binary) / left))
 
 
 def _of_seeds(variance: Variance) -> float:

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from jobs.errors import DataError, DiskFull, RunStateError
 
-_KNOWN: dict[tuple[int, ...], str] = {}  # digests of files by what `_state` gives
+_KNOWN: dict[tuple[int, ...], str] = {}  # digests of files by what `state_of` gives
 _TICK = 100_000_000  # ns, ten times a tick of the clock from which Linux takes the times of files
 _COARSE = 2_000_000_000  # ns, where those are whole seconds: FAT counts two at a time
 _serial = itertools.count()  # two threads, or processes, that write the same file must not share a temporary name
@@ -259,16 +259,17 @@ def known_sha256(path: Path, now: Callable[[], int] = time.time_ns) -> str:
 
     Raises OSError.
     """
-    before = _state(path)
+    before = state_of(path)
     if (known := _KNOWN.get(before)) is not None:
         return known
     settled = now() - max(before[-2:]) > (_TICK if before[-1] % 1_000_000_000 else _COARSE)
     digest = sha256_of(path)
-    if settled and _state(path) == before:
+    if settled and state_of(path) == before:
         _KNOWN[before] = digest
     return digest
 
 
-def _state(path: Path) -> tuple[int, ...]:
+def state_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written or replaced. Raises OSError."""
     found = path.stat()
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

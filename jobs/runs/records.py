@@ -5,6 +5,7 @@ Of other keys nothing is known. A number is finite, a count below 2**63; neither
 
 # ruff: noqa: UP013, a table of keys and types is read at a glance
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Required
 
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from jobs.errors import DataError
-from jobs.runs.atomic import read_json
+from jobs.runs.atomic import read_json, read_jsonl
 
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[Count, Field(gt=0)]
@@ -69,7 +70,7 @@ _Summary = TypedDict("_Summary", {
 _LogLine = TypedDict("_LogLine", {"step": Required[Count], "loss": Number, "eval_loss": Number}, total=False)
 _Sample = TypedDict("_Sample", {
     "evaluation": Required[str], "task": Required[str], "id": Required[str], "sha": Required[str], "gold": Required[Count],
-    "logprobs": list[float], "n_tokens": list[Positive],
+    "logprobs": list[float], "n_tokens": list[Positive], "pred_acc": Count, "pred_acc_norm": Count, "pred_acc_token": Count,
 }, total=False)  # fmt: skip
 _JobTrain = TypedDict("_JobTrain", {"mask": Text, "max_steps": Counted}, total=False)
 _JobScore = TypedDict("_JobScore", {"limit": Counted}, total=False)
@@ -97,6 +98,27 @@ def read_campaign_file(path: Path) -> dict[str, Any]:
     """campaigns/NAME.json, which `python -m app campaign` writes. Raises DataError."""
     content: dict[str, Any] = checked(path, read_json(path), "campaign")
     return content
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The lines of samples.jsonl, of each the keys that something reads. A torn last line is dropped, a bad one raises DataError.
+
+    All lines are parsed and checked as one array, in a third of the time of each by itself. What is refused so is read again for
+    its place and the fault.
+    """
+    content = path.read_bytes()
+    lines = content[: content.rfind(b"\n") + 1]
+    number = lines.count(b"\n")
+    a_row_begins_each = (b"\n" + lines).count(b'\n{"evaluation"') == number
+    finite = b"NaN" not in lines and b"Infinity" not in lines  # pydantic passes them in keys that nothing reads
+    if a_row_begins_each and finite:
+        with suppress(ValidationError):
+            joined = b"[" + lines[:-1].replace(b"\n", b",") + b"]"
+            rows: list[dict[str, Any]] = _ADAPTERS["samples"].validate_json(joined)
+            if len(rows) == number:
+                return rows
+    rows = checked(path, read_jsonl(path), "samples")
+    return rows
 
 
 def checked(path: Path, value: Any, kind: str = "") -> Any:

@@ -128,7 +128,7 @@ def _(w: World) -> Steps:
             raise ImportError("requires the sentencepiece library but it was not found in your environment.")
         return word_tokenizer()
 
-    w.patch.setattr("app.model.load.AutoTokenizer.from_pretrained", from_pretrained)
+    w.patch.setattr("app.model.tokenizer.AutoTokenizer.from_pretrained", from_pretrained)
     w.patch.setattr("app.model.load.find_spec", lambda name: name if name in there else None)
     yield read(path)
     there.append(w.remedy.removeprefix("install it: pip install "))

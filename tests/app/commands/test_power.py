@@ -44,3 +44,8 @@ def test_runs_with_nothing_to_compare_are_refused(tmp_path: Path) -> None:
         printed("--runs-dir", str(tmp_path))
     with pytest.raises(RunStateError, match="no such directory"):
         printed("--runs-dir", str(tmp_path / "nowhere"))
+
+
+def test_a_small_difference_is_never_said_to_be_0() -> None:
+    said = printed("--items", "100000", "--discordance", "0.001")
+    assert "can show 0.03 points; items for 1 points: 778;" in said

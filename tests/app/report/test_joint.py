@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from app.report.joint import QUESTION, _joined, headline, joint_page
 from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
 from app.report.sentences import by_accuracy
+from app.stats.bootstrap import Interval
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.runs.rundir import list_runs
@@ -331,3 +333,40 @@ def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
 ])  # fmt: skip
 def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:
     assert _joined(changes) == text
+
+
+def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
+    """While a campaign runs, a model has more seeds than its control: their difference is over the seeds of both."""
+    campaign(tmp_path, "half", "reading", seeds=(0, 1, 2), items=60, recipes=("full", "lora"))
+    for run in list_runs(tmp_path):
+        job = run.read_job()["stage"]
+        if (job.get("seed"), job.get("train", {}).get("mask")) == (2, "causal"):
+            shutil.rmtree(run.path)
+    page = joint_page(joint_of(tmp_path))
+    found = re.search(r"([+−]?\d+\.\d) points.*both directions (\d+\.\d) %, the control (\d+\.\d) %", page.details[0])
+    assert found
+    points, first, second = (float(text.replace("−", "-")) for text in found.groups())
+    assert first - second == pytest.approx(points, abs=0.11)
+    for _, _, _, seeds, first, second, points, *_ in rows(page, "recipes"):
+        assert seeds == "2"
+        assert 100 * (float(first) - float(second)) == pytest.approx(
+            float(points.split()[0].replace("−", "-")), abs=0.11
+        )
+
+
+def test_seeds_that_differ_much_are_named(parts: list[Part]) -> None:
+    """Three seeds, one of which hardly learnt: the bootstrap of three says clear, a t interval does not."""
+    (part,) = [one for one in parts if one.campaign == "short"]
+    control = part.study.control
+    assert control is not None
+
+    def cautions(*by_seed: float) -> str:
+        accuracy = replace(control.accuracy, total=Interval(0.535, 0.041, 0.805), by_seed=by_seed)
+        other = replace(control, accuracy=accuracy, seeds=(0, 1, 2))
+        comparisons = tuple(other if c is control else c for c in part.study.comparisons)
+        return " ".join(joint_page([replace(part, study=replace(part.study, comparisons=comparisons))]).cautions)
+
+    assert "by training seed +73.9, +12.3, +74.2 points; so few seeds that differ so much" in cautions(
+        0.739, 0.123, 0.742
+    )
+    assert "by training seed" not in cautions(0.739, 0.723, 0.742)

@@ -13,12 +13,12 @@ import pytest
 
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
 from app.report.render import Report, build_report
-from app.report.sentences import Finding, excluded
+from app.report.sentences import Finding, excluded, facts
 from app.report.tables import gold_nll
 from app.stats.bootstrap import Interval
 from app.stats.difference import Difference, Variance
 from jobs.config import strict_yaml
-from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run
+from tests.app.fakes.synthetic_runs import MODELS, write_experiment, write_run, write_seeds
 
 
 def report_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, items: int = 250, **harder: float) -> Report:
@@ -77,6 +77,19 @@ def test_a_size_that_is_denied_is_beyond_the_interval_as_it_is_printed(bound: fl
         found = Difference(Interval(value, lo, hi), {}, (value,), Variance(100, 1e-12, 0.0, 1, None))
         said = float(f"{100 * excluded(found):.1f}")
         assert 100 * bound - 1e-9 <= said < 100 * bound + 0.1
+
+
+def test_what_normal_use_keeps_is_of_all_seeds(tmp_path: Path) -> None:
+    write_seeds(tmp_path, items=100)
+    study = build_report(tmp_path).study
+    (side,) = [c for c in study.comparisons if c.names == ("stage3b/causal", "base/causal")]
+    assert len(side.seeds) == 3
+    every = [e.macro.value for e in study.trainings.replicates(side.first).values()]
+    kept = round(100 * sum(every) / 3 / side.second.macro.value)
+    assert kept != round(100 * side.first.macro.value / side.second.macro.value)  # of the newest alone
+    assert f"the finetuned model reaches {kept} % of the untouched" in dict(facts(study))["In normal use"]
+    nothing = replace(side, second=replace(side.second, macro=Interval(0.0, 0.0, 0.0)))
+    assert "In normal use" not in dict(facts(replace(study, comparisons=(nothing,))))  # it was nan %
 
 
 def test_a_clear_difference_is_never_said_to_be_of_0_points() -> None:

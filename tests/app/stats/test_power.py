@@ -26,6 +26,21 @@ def test_at_the_smallest_difference_four_experiments_of_five_show_it(items: int,
     assert shown(draws) == pytest.approx(0.80, abs=0.03)
 
 
+@pytest.mark.parametrize(("items", "discordance"), [(1_000, 0.001), (400, 0.0025), (5_000, 0.0004)])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_no_difference_is_larger_than_the_share_of_items_that_differ(
+    items: int, discordance: float, seeds: int
+) -> None:
+    """One item in a thousand differed. A true difference of 0.28 points is three items, and one experiment in three shows it."""
+    observed = of_discordance({"a": items}, {"a": discordance / seeds}, seeds=seeds)
+    d = smallest_difference(observed)
+    rng = np.random.default_rng(0)
+    draws = (rng.random((4000, seeds, items)) < d).mean(axis=1) if seeds > 1 else rng.random((4000, items)) < d
+    assert shown(np.asarray(draws, dtype=np.float32)) >= 0.80
+    n = items_needed(observed, d)
+    assert n is not None and abs(n - items) <= 1
+
+
 def test_tasks_of_unequal_size_weigh_the_same() -> None:
     sizes, discordance = {"a": 1000, "b": 200}, {"a": 0.1, "b": 0.2}
     d = smallest_difference(of_discordance(sizes, discordance))

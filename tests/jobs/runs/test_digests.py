@@ -72,7 +72,7 @@ def test_on_a_disk_whose_times_are_whole_seconds_a_file_is_remembered_when_the_s
 ) -> None:
     path, at = tmp_path / "weights", 1_790_000_000 * SECOND
     path.write_bytes(b"first!")
-    monkeypatch.setattr(atomic, "_state", lambda path: (1, 1, path.stat().st_size, at, at))
+    monkeypatch.setattr(atomic, "state_of", lambda path: (1, 1, path.stat().st_size, at, at))
     first = known_sha256(path, lambda: at + SECOND // 2)
     path.write_bytes(b"other!")
     assert known_sha256(path, lambda: at + 3 * SECOND) == sha256_of(path) != first
