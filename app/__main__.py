@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from jobs.errors import ConfigError, UserError, wrong_python
+from jobs.errors import ConfigError, UserError, one_line, wrong_python
 
 try:
     import click
@@ -60,14 +60,6 @@ for found in (value for module in MODULES for value in vars(module).values() if 
     cli.add_command(found)
 
 
-def _one_line(error: click.ClickException, words: list[str]) -> str:
-    """click's message in the form of ours: where, fact, remedy."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    named = [word for word in words[:1] if word in cli.commands]  # click's parser names no command
-    command = context.command_path if context is not None else " ".join([PROGRAM, *named])
-    return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
-
-
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     collector.begin()
@@ -83,7 +75,8 @@ def main() -> int:
         if len(sys.argv) == 1:
             error.show()  # no command: click's message is the help
         else:
-            click.echo(f"error: {_one_line(error, sys.argv[1:])}", err=True)
+            named = [word for word in sys.argv[1:2] if word in cli.commands]
+            click.echo(f"error: {one_line(error, PROGRAM, named)}", err=True)
         return error.exit_code
     except click.exceptions.Abort:  # click's form of KeyboardInterrupt
         click.echo("error: interrupted", err=True)

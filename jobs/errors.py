@@ -3,10 +3,12 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 # Every way a process of this project ends. The supervisor reads these numbers: do not renumber them.
 EXIT_OK = 0
@@ -50,6 +52,15 @@ def wrong_python(error: ImportError) -> UserError:
     if not isinstance(error, ModuleNotFoundError) or name in ("", "app", "jobs", "vast"):
         raise error
     return UserError(sys.executable, f"has no module {name}", remedy)
+
+
+def one_line(error: Any, program: str, words: Sequence[str]) -> str:
+    """The message of a click.ClickException as path, fact, remedy. words: the command, which click's parser does not name."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else " ".join([program, *words])
+    text = " ".join(error.format_message().split()).rstrip(".")
+    text = re.sub("a valid integer( range)?", "a whole number", re.sub("a valid float( range)?", "a number", text))
+    return f"{command}: {text}; see {command} --help"
 
 
 def make_command(

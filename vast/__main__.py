@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.errors import UserError, wrong_python
+from jobs.errors import UserError, one_line, wrong_python
 
 try:
     import click
@@ -46,14 +46,6 @@ for command in (offers, up, attach, status, logs, down, pull, reap, doctor, dril
 cli.add_command(simulate, "simulate")
 
 
-def _one_line(error: click.ClickException, words: list[str]) -> str:
-    """click's message in our form: path, fact, remedy."""
-    context = error.ctx if isinstance(error, click.UsageError) else None
-    named = [word for word in words[:1] if word in cli.commands]  # click's parser names no command
-    command = context.command_path if context is not None else " ".join([PROGRAM, *named])
-    return f"{command}: {' '.join(error.format_message().split()).rstrip('.')}; see {command} --help"
-
-
 def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     try:
@@ -63,7 +55,8 @@ def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> in
         if not words:
             error.show()  # no command: click's message is the help
         else:
-            click.echo(f"error: {_one_line(error, words)}", err=True)
+            named = [word for word in words[:1] if word in cli.commands]
+            click.echo(f"error: {one_line(error, PROGRAM, named)}", err=True)
         return error.exit_code
     except click.exceptions.Abort:
         click.echo("error: interrupted", err=True)

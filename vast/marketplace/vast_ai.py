@@ -155,7 +155,7 @@ class VastAI(Client):
         answer = self.call(kind, method, f"/api/v0/instances/{which}/", body, query)
         if answer is None or answer.status != 410:
             return answer
-        return self.call(kind, method, f"/api/v1/instances/{which}/", body, query)
+        return self.call(kind, method, f"/api/v1/instances/{which}/", body, query) or answer
 
     def _managed(self, what: str, method: str, which: int | str, body: dict[str, str]) -> bool:
         answer = self._of_one("manage", method, which, body)

@@ -1,13 +1,12 @@
 """Why work is lost with a machine: what keeps a pull from bringing it home, in words."""
 
 from vast.simulate.machines import INF, SimulatedMachine
-from vast.simulate.world import GRACE, World
+from vast.simulate.world import ASKED, GRACE, World
 
 IN_REACH = "within reach: "
 RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
 PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
 ALERT = 200.0  # seconds between two polls while an alert is up, with their calls
-POLL = 1800.0  # seconds between two polls at most
 HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 
 
@@ -24,7 +23,7 @@ def obstacle_to_a_pull(world: World, machine: SimulatedMachine, capped: bool) ->
         "own network down": _was_active(world, "own-network-down", since),
         # a poll takes minutes, and only a poll shows that our machine stood still
         "answers come late": capped and _was_active(world, "slow-answers", since),
-        "our machine stood still": capped and any(since - POLL < end for _, end in world.paused),
+        "our machine stood still": capped and any(since - ASKED < end for _, end in world.paused),
         # a pull that hangs notices the end of the hang only in the next try
         "commands hang": since < machine.hangs_until + HANG_KNOWN,
         "files arrive corrupt": any(begin <= world.now and since < end for begin, end in machine.partial),
