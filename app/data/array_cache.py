@@ -6,15 +6,17 @@ is not used. Beyond MOST bytes, the files unused for longest are removed.
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import tokenizers
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
@@ -33,6 +35,21 @@ def directory() -> Path:
     return cache_dir() / "tokens"
 
 
+def definition_of(tokenizer: Any) -> str | None:
+    """All of a tokenizer that decides the ids of a text; None for one that is written in Python."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    own = [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map,
+           getattr(tokenizer, "split_special_tokens", None)]  # fmt: skip
+    return json.dumps(own, sort_keys=True, default=str) + str(backend.to_str())
+
+
+def fits(size: int) -> bool:
+    """Whether one file may have so many bytes."""
+    return size <= MOST // 2
+
+
 def key_of(parts: Iterable[str | bytes]) -> str:
     """sha256, in hex, over each of `parts` by itself: no two lists of parts have the same one."""
     digest = hashlib.sha256()
@@ -46,17 +63,18 @@ def kept(path: Path, make: Callable[[], T], pack: Callable[[T], Arrays | None], 
 
     pack: None for what is not to be kept. unpack: raises ValueError, KeyError, TypeError or IndexError for others' arrays.
     """
-    if path.is_file():
-        try:
-            found = unpack(_read(path))
-            with suppress(OSError):  # a cache that may only be read
-                os.utime(path)
-            return found
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            log.warning(f"{path}: damaged ({error}); made again")
+    try:
+        found = unpack(_read(path))
+        with suppress(OSError):  # a cache that may only be read
+            os.utime(path)
+        return found
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
+        log.warning(f"{path}: damaged ({error}); made again")
     made = make()
     arrays = pack(made)
-    if arrays is not None and sum(array.nbytes for array in arrays.values()) <= MOST // 2:
+    if arrays is not None and fits(sum(array.nbytes for array in arrays.values())):
         with suppress(OSError):
             _write(path, arrays)
             _prune(path.parent)

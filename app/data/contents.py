@@ -6,7 +6,7 @@ Embedded data and models are checked against the digests in app/embedded/cache.p
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,9 +37,6 @@ def contents_of(job: Job) -> dict[str, str]:
         DataError: a file cannot be read.
     """
     stage, data = job.stage, job.profile.data
-    suite = suite_of(stage)
-    guards = stage.train is not None or stage.score is None  # the guard reads all of them
-    needed = TASK_NAMES if guards else [task for task in suite.tasks if task in scored_tasks(stage)]
     found: dict[str, str | None] = {}
     if stage.suite != DEFAULT_SUITE:
         found["suite"] = digest_of([SUITES_DIR / f"{stage.suite}.yaml"])
@@ -50,17 +47,31 @@ def contents_of(job: Job) -> dict[str, str]:
         elif model.source == "hub":
             found["model"] = hub_commit(model.name, model.revision, "model")
     if data.eval.path is not None:
-        root = Path(data.eval.path).expanduser()
-        rows = [path for task in needed for path in places(root, tasks.TASKS[task].directory, task, tasks.SPLIT)]
-        read = [path for task in suite.reading.values() for path in root.glob(f"{task.directory}/{task.split}")]
-        found["data.eval"] = digest_of([*rows, *read])
+        found["data.eval"] = eval_content(job)
     elif data.eval.source == "hub":
-        for name in sorted({tasks.TASKS[task].hub[0] for task in needed}):
+        for name in sorted({tasks.TASKS[task].hub[0] for task in _needed(job)}):
             found[f"data.eval {name}"] = hub_commit(name, None, "dataset")
     trains = stage.train is not None and not trains_on_suite(stage)
     for key, source in data.sources.items() if trains else ():
         found[key] = train_content(source)
     return {key: content for key, content in found.items() if content is not None}
+
+
+def _needed(job: Job) -> Sequence[str]:
+    """The tasks of whose evaluation items the stage reads rows. The check for overlap reads all of them."""
+    stage = job.stage
+    guards = stage.train is not None or stage.score is None
+    return TASK_NAMES if guards else [task for task in suite_of(stage).tasks if task in scored_tasks(stage)]
+
+
+def eval_content(job: Job) -> str | None:
+    """The digest of evaluation data at a path, the rows of a suite that trains on its own included; None for other data."""
+    if job.profile.data.eval.path is None:
+        return None
+    root = Path(job.profile.data.eval.path).expanduser()
+    rows = [path for task in _needed(job) for path in places(root, tasks.TASKS[task].directory, task, tasks.SPLIT)]
+    own = suite_of(job.stage).reading.values()
+    return digest_of([*rows, *(path for task in own for path in root.glob(f"{task.directory}/{task.split}"))])
 
 
 def train_content(source: TrainData) -> str | None:

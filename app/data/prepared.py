@@ -14,7 +14,7 @@ import numpy as np
 
 from app.data import array_cache
 from app.data.array_cache import Arrays, cut, flat, numbers
-from app.data.contents import train_content
+from app.data.contents import eval_content, train_content
 from app.data.decontamination import Overlap, together
 from app.data.examples import DataReport, TokenExample
 from app.data.stream import Stream
@@ -90,7 +90,7 @@ _DECIDING = {"data", "cut", "max_length", "eval_fraction", "overlap_ngram"}
 
 def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
     """A digest of all that the examples depend on; None for a tokenizer in Python, and for files whose content is not known."""
-    definition = getattr(tokenizer, "backend_tokenizer", None)
+    definition = array_cache.definition_of(tokenizer)
     stage, train, data = job.stage, job.stage.train, job.profile.data
     assert train is not None
     own = trains_on_suite(stage)
@@ -103,16 +103,15 @@ def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
                 "held_out": train.held_out, "segment": train.mask == "segment", "train": train.model_dump(include=_DECIDING),
                 "suite": suite_of(stage).model_dump(), "data": data.model_dump(mode="json"),
                 "contents": dict(job.contents)}  # fmt: skip
-    own_tokens = [type(tokenizer).__name__, tokenizer.special_tokens_map, getattr(tokenizer, "chat_template", None)]
     items = [[item.task, item.id, item.question, item.answers] for item in eval_items]
     return array_cache.key_of([
         *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), _VERSIONS,
-        json.dumps(settings, sort_keys=True), definition.to_str(), json.dumps(own_tokens, sort_keys=True, default=str),
+        json.dumps(settings, sort_keys=True), definition, json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True),
         json.dumps(items), _embedded_content(job, own),
     ])  # fmt: skip
 
 
-_VERSIONS = " ".join([sys.version, *map(version, ("tokenizers", "transformers", "jinja2"))])
+_VERSIONS = " ".join([sys.version, *map(version, ("transformers", "jinja2"))])
 
 
 def _embedded_content(job: Job, own: bool) -> bytes:
@@ -128,14 +127,18 @@ def lasts(tokenizer: Any) -> bool:
 
 
 def pack(job: Job, data: Prepared) -> Arrays | None:
-    """None for what must not be kept: streams, and what was read of files that have changed since their digests were taken."""
-    changed = (job.contents.get(key) != train_content(one) for key, one in job.profile.data.sources.items() if one.path)
-    if data.streamed or (not trains_on_suite(job.stage) and any(changed)):
+    """None for what must not be kept: streams, more than fits, and what was read of files that have changed since their digests
+    were taken."""
+    all_of_them = [*data.examples, *data.held_out]
+    if data.streamed or not array_cache.fits(sum(4 * len(one) + len(one.text) for one in all_of_them)):
+        return None
+    now = {"data.eval": eval_content(job)} if trains_on_suite(job.stage) else (
+        {key: train_content(one) for key, one in job.profile.data.sources.items() if one.path})  # fmt: skip
+    if any(job.contents.get(key) != content for key, content in now.items()):
         return None
     counts = [{"key": one.key, "weight": one.weight, "report": asdict(one.report), "train": len(one.examples),
                "examples": one.overlap.examples, "dropped": one.overlap.dropped, "by_item": list(one.overlap.by_item.items())}
               for one in data.sources if not isinstance(one.examples, Stream)]  # fmt: skip
-    all_of_them = [*data.examples, *data.held_out]
     spans = [span for one in all_of_them for span in (one.turns, one.learnt)]
     texts = [text for one in all_of_them for text in (one.text, *one.rounds)]
     return {

@@ -24,6 +24,7 @@ from app.scoring.exact import Exact, choices, exact_choices, table
 from app.scoring.loglikelihood import Count, Scored
 from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
+from jobs.runs.atomic import finite
 
 log = logging.getLogger(__name__)
 Sample = dict[str, Any]
@@ -189,6 +190,8 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         "dtype": loaded.dtype, "attention": count.attention, "device": loaded.device.type,
     }  # fmt: skip
     if checked is not None:
+        # No bound where no item of a task can be compared: infinity is no JSON.
+        bounds = {task: {name: finite(bound) for name, bound in of.items()} for task, of in checked.bounds.items()}
         entry["exact"] = {"first": KINDS[checked.first], "rescored": int(checked.rescored.sum()), "passes": dict(ran),
-                          "bounds": checked.bounds}  # fmt: skip
+                          "bounds": bounds}  # fmt: skip
     return entry, samples

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
-import tokenizers
-
 from app.data import array_cache
 from app.data.array_cache import Arrays, cut, flat, kept, numbers
 from app.scoring import encode
@@ -37,18 +35,14 @@ def requests_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat, directory: Path
     def make() -> list[Request]:
         return ENCODERS[rule](tokenizer, pairs)
 
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        return make()
-    path = (directory or array_cache.directory()) / f"{key_of(tokenizer, pairs, rule)}.safetensors"
-    return kept(path, make, _pack, _unpack)
+    key = key_of(tokenizer, pairs, rule)
+    return kept((directory or array_cache.directory()) / f"{key}.safetensors", make, _pack, _unpack) if key else make()
 
 
-def key_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> str:
-    """A digest of everything that decides the ids."""
-    settings = {"rule": rule, "tokenizers": tokenizers.__version__, "class": type(tokenizer).__name__,
-                "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}  # fmt: skip
-    source = Path(encode.__file__).read_bytes()
-    return array_cache.key_of([source, json.dumps(settings), tokenizer.backend_tokenizer.to_str(), json.dumps(pairs)])
+def key_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> str | None:
+    """A digest of everything that decides the ids; None for a tokenizer in Python."""
+    definition = array_cache.definition_of(tokenizer)
+    return definition and array_cache.key_of([Path(encode.__file__).read_bytes(), rule, definition, json.dumps(pairs)])
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from jobs.errors import DataError, DiskFull, RunStateError
 
 _KNOWN: dict[tuple[int, ...], str] = {}  # digests of files by what `state_of` gives
 _TICK = 100_000_000  # ns, ten times a tick of the clock from which Linux takes the times of files
+_COARSE = 2_000_000_000  # ns, where those are whole seconds: FAT counts two at a time
 _serial = itertools.count()  # two threads, or processes, that write the same file must not share a temporary name
 
 
@@ -261,7 +262,7 @@ def known_sha256(path: Path, now: Callable[[], int] = time.time_ns) -> str:
     before = state_of(path)
     if (known := _KNOWN.get(before)) is not None:
         return known
-    settled = now() - max(before[-2:]) > _TICK
+    settled = now() - max(before[-2:]) > (_TICK if before[-1] % 1_000_000_000 else _COARSE)
     digest = sha256_of(path)
     if settled and state_of(path) == before:
         _KNOWN[before] = digest

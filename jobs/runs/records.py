@@ -41,7 +41,9 @@ class TaskScore(BaseModel):
     metric: str | None = None
 
 
-_Macro = TypedDict("_Macro", {"value": Share, "ci95": Interval, "chance": Share})
+_Macro = TypedDict("_Macro", {
+    "value": Required[Share], "ci95": Required[Interval], "chance": Required[Share], "bootstrap": Positive,
+}, total=False)  # fmt: skip
 _Exact = TypedDict("_Exact", {"passes": dict[str, Count], "rescored": Counted}, total=False)
 _Evaluation = TypedDict("_Evaluation", {
     "label": Required[str], "model": Required[str], "mask": Required[str], "format": Required[str], "metric": Required[str],

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer
 
 from app.data import array_cache, mixture, prepared
@@ -172,6 +174,56 @@ def test_data_that_change_while_they_are_read_are_not_kept(
     assert cache.exists()
 
 
+def test_rows_of_a_suite_that_change_while_they_are_read_are_not_kept(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = suite_of(resolve("stage3b", "ci", sets=["suite=reading"]).stage).reading["openbookqa"]
+    rows = [{"question_stem": f"q {n}", "choices": {"text": ["yes", f"no {n}"], "label": ["A", "B"]}, "answerKey": "A"}
+            for n in range(99)]  # fmt: skip
+
+    def write(some: list[dict[str, Any]]) -> None:
+        shutil.rmtree(tmp_path / task.directory, ignore_errors=True)
+        Dataset.from_list(some).save_to_disk(str(tmp_path / task.directory / task.split))
+
+    write(rows)
+    stage, read = "app.data.suites.scored_tasks", mixture._read
+    monkeypatch.setattr(stage, lambda stage: ["openbookqa"])
+    job = resolve(
+        "stage3b",
+        "ci",
+        sets=["suite=reading", f"data.eval={{source: path, path: {tmp_path}}}", "train.eval_fraction=0.3"],
+    )
+    job = replace(job, contents={"data.eval": contents_of(job)["data.eval"]})
+
+    def late(*given: Any) -> Prepared:
+        write(rows[:90])
+        return read(*given)
+
+    monkeypatch.setattr(mixture, "_read", late)
+    another_process(job, tokenizer_of(), ())
+    assert not cache.exists()
+    another_process(replace(job, contents={"data.eval": contents_of(job)["data.eval"]}), tokenizer_of(), ())
+    assert cache.exists()
+
+
+def test_more_examples_than_are_kept_are_not_copied_for_the_cache(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(array_cache, "MOST", 2000)
+    monkeypatch.setattr(prepared, "flat", lambda ids: pytest.fail("copied"))
+    assert another_process(job_of(chats(tmp_path / "a.jsonl")), tokenizer_of()).examples and not cache.exists()
+
+
+def test_a_cache_that_this_user_may_not_enter_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: Any, **named: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("stat", "mkdir"):  # root, as whom tests may run, enters everywhere
+        monkeypatch.setattr(Path, name, refuse)
+    monkeypatch.setattr(array_cache, "safe_open", refuse)
+    assert array_cache.kept(tmp_path / "x", lambda: 3, lambda _: {"a": array_cache.numbers([3])}, len) == 3
+
+
 def test_streams_and_templates_that_write_the_date_are_not_kept(tmp_path: Path, cache: Path) -> None:
     path = chats(tmp_path / "a.jsonl")
     another_process(job_of(path), tokenizer_of("{{ strftime_now('%d') }} " + CHAT))
@@ -198,6 +250,8 @@ def test_everything_that_decides_the_examples_is_in_the_key(tmp_path: Path, monk
         OtherClass(tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())),
     )
     ended.eos_token = "<unk>"
+    apart = tokenizer_of()
+    apart.split_special_tokens = True  # in no definition, but <s> of a text is other ids then
     for name in ("bos_token", "eos_token", "unk_token", "chat_template"):
         setattr(subclass, name, getattr(tokenizer, name))
     path = chats(tmp_path / "a.jsonl")
@@ -216,7 +270,7 @@ def test_everything_that_decides_the_examples_is_in_the_key(tmp_path: Path, monk
     keys = [key_of(job, tokenizer, items) for job in jobs]
     keys += [
         key_of(jobs[0], other, items)
-        for other in (tokenizer_of(template="<s> $A"), tokenizer_of(CHAT + "."), ended, subclass)
+        for other in (tokenizer_of(template="<s> $A"), tokenizer_of(CHAT + "."), ended, subclass, apart)
     ]
     for name, value in {"question": "q", "answers": ("a", "b"), "task": "arc_easy", "id": "piqa/2"}.items():
         keys.append(key_of(jobs[0], tokenizer, [items[0], replace(items[1], **{name: value})]))

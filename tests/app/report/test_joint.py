@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from app.report.archive import collect, joint_of, rebuild, write_joint
-from app.report.joint import QUESTION, headline, joint_page
+from app.report.joint import QUESTION, _joined, headline, joint_page
 from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
 from app.report.sentences import by_accuracy
@@ -300,6 +300,39 @@ def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides
     page = joint_page(joint_of(tmp_path))
     text = r"Not enough (items to tell: at least [\d,]+ needed|seeds to tell) on reading tasks, but it is less sure of the right answers\."
     assert re.fullmatch(text, page.headline)
+
+
+def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
+    parts: list[Part], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = next(one for one in lines_of(parts) if one.declared)
+    ways = {
+        ("lookup", True): "better",
+        ("lookup", False): "worse",
+        ("short", True): "worse",
+        ("short", False): "better",
+    }
+    monkeypatch.setattr(Line, "finding", property(lambda one: replace(
+        by_accuracy(one.comparison), direction=ways[one.setting.suite, one.declared])))  # fmt: skip
+    leading = [replace(line, declared=declared, setting=replace(
+        line.setting, suite=suite, order=line.setting.order if declared else "question_first"))
+        for suite, declared in ways]  # fmt: skip
+    found = headline([one for one in leading if one.declared], leading).partition("; looked at afterwards, ")[2]
+    change = r" \([^)]+\)"
+    assert re.fullmatch(
+        f"it hurts on generated look-ups, question first{change} and it helps on five short tasks, question first{change}\\.",
+        found,
+    )
+
+
+@pytest.mark.parametrize(("changes", "text"), [
+    (["13.9 points more accurate", "53.5 points more accurate"], "13.9 and 53.5 points more accurate"),
+    (["less than 0.1 points more accurate"] * 2, "less than 0.1 points more accurate"),
+    (["surer of the right answers"] * 2, "surer of the right answers"),
+    (["13.9 points more accurate", "surer of the right answers"], "13.9 points more accurate and surer of the right answers"),
+])  # fmt: skip
+def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:
+    assert _joined(changes) == text
 
 
 def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:

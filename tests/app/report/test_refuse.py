@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,20 @@ def test_samples_that_disagree_with_metrics_are_refused(tmp_path: Path) -> None:
     (run.path / "samples.jsonl").unlink()
     with pytest.raises(DataError, match="the per item scores are missing; score the stage again"):
         build_report(tmp_path)
+
+
+@pytest.mark.parametrize("bootstrap", [1, 2000])
+def test_an_interval_of_few_resamples_may_leave_out_the_value_of_many_not(tmp_path: Path, bootstrap: int) -> None:
+    run = write_run(tmp_path, "stage1")
+    metrics = run.read_metrics()
+    for e in metrics["evaluations"]:
+        e["macro"] |= {"ci95": [e["macro"]["value"] + 0.01] * 2, "bootstrap": bootstrap}
+    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    if bootstrap == 1:
+        assert build_report(tmp_path).headline
+    else:
+        with pytest.raises(DataError, match="do not belong together"):
+            build_report(tmp_path)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from app.scoring.loglikelihood import Scored
 from app.scoring.token_cache import requests_of
 from jobs.config.profile import ModelSource
 from jobs.config.schema import LEAKING, NOT_LEAKING, Score
+from jobs.runs.atomic import encode
 from tests.app.conftest import shallow
 
 
@@ -255,6 +258,16 @@ def test_a_pass_whose_attention_ignores_the_mask_decides_nothing(
         assert [s[f"pred_{metric}"] for s in samples] == [s[f"pred_{metric}"] for s in want]
     assert entry["exact"]["first"] == "bfloat16x3"
     assert (entry["exact"]["rescored"] == 64) is (broken == KINDS)
+
+
+def test_where_nothing_can_be_compared_metrics_json_has_no_bound(few_rows: None) -> None:
+    settings = Score(masks=["causal"], tasks=["arc_easy"], limit=4, bootstrap=50)
+    items = [
+        replace(item, choices=item.choices[:1], n_chars=item.n_chars[:1], gold=0)
+        for item in load_items("arc_easy", limit=4, format="harness")
+    ]
+    entry, _ = evaluated(small(), items, "causal", settings, exact=True)
+    assert json.loads(encode(entry))["exact"]["bounds"] == {"arc_easy": dict.fromkeys(_WEIGHTS)}
 
 
 def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:

@@ -67,6 +67,19 @@ def test_a_file_that_was_just_written_is_not_remembered(tmp_path: Path, computed
     assert computed == ["weights"] * 3 and not atomic._KNOWN
 
 
+def test_on_a_disk_whose_times_are_whole_seconds_a_file_is_remembered_when_the_second_is_over(
+    tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, at = tmp_path / "weights", 1_790_000_000 * SECOND
+    path.write_bytes(b"first!")
+    monkeypatch.setattr(atomic, "state_of", lambda path: (1, 1, path.stat().st_size, at, at))
+    first = known_sha256(path, lambda: at + SECOND // 2)
+    path.write_bytes(b"other!")
+    assert known_sha256(path, lambda: at + 3 * SECOND) == sha256_of(path) != first
+    known_sha256(path, lambda: at + 3 * SECOND)
+    assert computed == ["weights"] * 2
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(
     tmp_path: Path, computed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
