@@ -147,7 +147,7 @@ def tree(tmp_path: Path) -> Tree:
     ("words", "said"),
     [
         (["PROFILE=nosuch"], 'unknown profile "nosuch"'),
-        (["LIMIT=abc"], "'abc' is not a valid integer"),
+        (["LIMIT=abc"], "'abc' is not a whole number"),
         (["LIMIT=-3"], "--limit"),
         (["SET=train.max_stepz=3"], "max_stepz"),
         (["RESUME=1", "FORCE=1"], "exclude each other"),

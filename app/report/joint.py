@@ -6,12 +6,11 @@ that were declared before anything ran; of two campaigns that declared the same 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 
 from app.report import joint_tables as tables
 from app.report import run_tables
 from app.report.chart import Plot
-from app.report.format import duration, points, signed, size
+from app.report.format import duration, points, size
 from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
@@ -26,7 +25,6 @@ QUESTION = (
 )
 _PLACES = {"lookup": "generated look-ups", "reading": "reading tasks", "short": "five short tasks"}
 _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
-_STUDENT = {3: 4.30, 4: 3.18, 5: 2.78}  # 97.5 % quantile of t, by seeds; 2.6 is that of six
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
 
 
@@ -212,18 +210,7 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
             found.append(
                 _sentence(f"{_name(one, declared)}: {_counted(one.seeds, 'training seed')}; a claim needs three")
             )
-        elif one.comparison.verdict != "within noise" and not _alike(one.comparison.accuracy.by_seed):
-            each = ", ".join(signed(100 * value, 1) for value in one.comparison.accuracy.by_seed)
-            found.append(
-                _sentence(f"{_name(one, declared)}: by training seed {each} points; so few seeds that differ so much do "
-                          "not show how large the difference is, and its interval is too narrow"))  # fmt: skip
     return found
-
-
-def _alike(by_seed: Sequence[float]) -> bool:
-    """Whether a t interval over the seeds alone excludes 0, as the bootstrap does, which is too narrow for few seeds."""
-    error = stdev(by_seed) / len(by_seed) ** 0.5
-    return abs(fmean(by_seed)) > _STUDENT.get(len(by_seed), 2.6) * error
 
 
 def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> Outline:

@@ -40,6 +40,8 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     NLL as its `measure`, by that alone."""
     by_nll = _BY_NLL.get(c.nll_verdict)
     if measure == "gold_nll" and c.nll is not None:
+        if not by_nll and c.too_few_items and items_needed(c.accuracy.variance, WIDE) is None:
+            return by_accuracy(c)  # too few seeds: what NLL could deny is nothing that a reader would ask
         least = excluded(c.nll)
         text = "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
         return Finding(by_nll or "level", None, text, _and_accuracy(c, by_nll))

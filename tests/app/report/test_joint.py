@@ -18,7 +18,6 @@ from app.report.joint import QUESTION, _joined, headline, joint_page
 from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
 from app.report.sentences import by_accuracy
-from app.stats.bootstrap import Interval
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.runs.rundir import list_runs
@@ -352,21 +351,3 @@ def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
         assert 100 * (float(first) - float(second)) == pytest.approx(
             float(points.split()[0].replace("−", "-")), abs=0.11
         )
-
-
-def test_seeds_that_differ_much_are_named(parts: list[Part]) -> None:
-    """Three seeds, one of which hardly learnt: the bootstrap of three says clear, a t interval does not."""
-    (part,) = [one for one in parts if one.campaign == "short"]
-    control = part.study.control
-    assert control is not None
-
-    def cautions(*by_seed: float) -> str:
-        accuracy = replace(control.accuracy, total=Interval(0.535, 0.041, 0.805), by_seed=by_seed)
-        other = replace(control, accuracy=accuracy, seeds=(0, 1, 2))
-        comparisons = tuple(other if c is control else c for c in part.study.comparisons)
-        return " ".join(joint_page([replace(part, study=replace(part.study, comparisons=comparisons))]).cautions)
-
-    assert "by training seed +73.9, +12.3, +74.2 points; so few seeds that differ so much" in cautions(
-        0.739, 0.123, 0.742
-    )
-    assert "by training seed" not in cautions(0.739, 0.723, 0.742)

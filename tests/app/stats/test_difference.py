@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from app.stats.bootstrap import paired_bootstrap
-from app.stats.difference import difference
+from app.stats.difference import difference, student
 
 
 def test_one_seed_gives_what_the_paired_bootstrap_gives() -> None:
@@ -71,6 +72,39 @@ def test_the_interval_covers_the_truth_about_95_times_in_100_and_the_items_alone
         alone += not difference([mean], zero[:1], samples=400, seed=trial).total.excludes(0)
     assert 0.91 <= both / 300 <= 0.99
     assert alone < both
+
+
+def test_three_seeds_that_differ_more_than_the_items_have_an_interval_that_covers_the_truth() -> None:
+    """A bootstrap over three seeds alone covers it three times in four."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(200):
+        of_item = rng.normal(0, 0.1, 60)
+        seeds = [{"a": of_item + effect} for effect in rng.normal(0, 0.1, 3)]
+        covered += not difference(seeds, [{"a": np.zeros(60)}] * 3, samples=400, seed=trial).total.excludes(0)
+    assert 0.92 <= covered / 200 <= 0.99
+
+
+def test_seeds_that_are_alike_leave_the_interval_to_the_items() -> None:
+    rng = np.random.default_rng(0)
+    seeds = simulated(rng, 2000, 1) * 3
+    zero = [{"a": np.zeros(2000)}]
+    three, one = (difference(seeds[:n], zero * n, samples=4000, seed=0).total for n in (3, 1))
+    assert (three.lo, three.hi) == pytest.approx((one.lo, one.hi), abs=0.005)
+
+
+def test_no_interval_of_few_seeds_goes_beyond_what_the_items_can_give() -> None:
+    """Two seeds solve everything and one nothing, which t alone would put between -0.8 and 2.1."""
+    solved, failed = {"a": np.ones(400)}, {"a": np.arange(400) < 2.0}
+    total = difference([solved, failed, solved], [{"a": np.zeros(400)}] * 3, samples=400, seed=0).total
+    assert (total.lo, total.hi) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "within"), [(1, 0.13), (2, 0.01), (3, 0.01), (5.5, 0.001), (19, 0.001), (1e6, 0.001)]
+)
+def test_student_is_the_quantile_of_t(freedom: float, within: float) -> None:
+    assert student(freedom) == pytest.approx(float(t.ppf(0.975, freedom)), rel=within)
 
 
 def test_variance_components_are_those_of_the_simulation() -> None:
