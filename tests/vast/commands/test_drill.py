@@ -127,7 +127,10 @@ def lines_break(scene: Scene) -> bool:
     if folder is None or last is None or last.state.machine is None or not folder.lines.exists():
         return scene.over
     folder.lines.unlink()
-    folder.lines.mkdir()
+    try:
+        folder.lines.mkdir()
+    except FileExistsError:  # a supervisor wrote its next line in between
+        return scene.over
     return True
 
 
