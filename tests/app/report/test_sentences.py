@@ -13,7 +13,7 @@ import pytest
 
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
 from app.report.render import Report, build_report
-from app.report.sentences import Finding, excluded, facts
+from app.report.sentences import Finding, excluded, facts, finding
 from app.report.tables import gold_nll
 from app.stats.bootstrap import Interval
 from app.stats.difference import Difference, Variance
@@ -254,3 +254,17 @@ def test_rounding_stands_beside_the_nll_where_two_digits_show_it() -> None:
     study: Any = SimpleNamespace(evaluations=[one], row_name=lambda e: "base/causal")
     (row,) = gold_nll(study).rows
     assert row.cells == ("base/causal", "1.50 ± 0.02", "2.50", "2.00 ± 0.01")
+
+
+@pytest.mark.parametrize(("between_seeds", "direction", "text"), [
+    (0.1, "unclear", "Not enough seeds to tell"), (None, "level", "no difference of"),
+])  # fmt: skip
+def test_where_nll_decides_too_few_seeds_are_no_absence_of_a_difference(
+    between_seeds: float | None, direction: str, text: str
+) -> None:
+    """Three seeds that solve a task or do not: what could be denied is larger than anything that was asked."""
+    variance = Variance(1000, 1e-3, 0.0, 3, between_seeds)
+    level = Difference(Interval(-0.5, -1.1, 0.6), {}, (-0.75, -0.01, -0.75), variance)
+    compared: Any = SimpleNamespace(verdict="within noise", nll_verdict="within noise", accuracy=level, nll=level, too_few_items=True)  # fmt: skip
+    found = finding(compared, "gold_nll")
+    assert found.direction == direction and found.text.startswith(text)
