@@ -56,7 +56,7 @@ def _leading(lines: Sequence[Line]) -> list[Line]:
     return list(best.values())
 
 
-def headline(declared: Sequence[Line], leading: Sequence[Line] = ()) -> str:
+def headline(declared: Sequence[Line], leading: Sequence[Line]) -> str:
     """The answer in at most two sentences: where it helps and hurts; where it makes no difference, or the items are too few.
 
     leading: all orders of the tasks. One that goes the other way than the declared one is named, though it was not declared.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,13 @@ from app.embedded import cache as embedded
 from app.stage.run import run_stage
 from jobs.config.job import Job
 from jobs.config.load import resolve
+from tests.app.data.test_mixture import Item
 from tests.app.fakes.word_tokenizer import word_tokenizer
 
 CHAT = "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} <end> {% endfor %}"
 
 
-@dataclass(frozen=True)
-class Item:
-    """An evaluation item."""
-
-    question: str = "What is the name of the ninth letter of the word that comes after them"
-    answers: tuple[str, ...] = ("of course it is h",)
-    task: str = "piqa"
-    id: str = "piqa/0"
+ITEMS = (Item(),)
 
 
 def tokenizer_of(chat_template: str = CHAT, template: str = "$A") -> Any:
@@ -86,7 +80,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def another_process(job: Job, tokenizer: Any, items: Any = (Item(),)) -> Prepared:
+def another_process(job: Job, tokenizer: Any, items: Any = ITEMS) -> Prepared:
     mixture._HELD.clear()
     checked: list[int] = []
     found = prepare(job, tokenizer, items, lambda some: checked.append(len(some)))
