@@ -75,6 +75,20 @@ def test_samples_that_disagree_with_metrics_are_refused(tmp_path: Path) -> None:
         build_report(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"value": 0.4}, {"chance": 0.1}, {"items": 79}])
+def test_macro_numbers_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path, change: dict[str, float]) -> None:
+    run = write_run(tmp_path, "stage1")
+    metrics = run.read_metrics()
+    (e,) = metrics["evaluations"]
+    (e if "items" in change else e["macro"]).update(change)
+    e["macro"]["ci95"] = [0.0, 1.0]
+    (run.path / "metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(
+        DataError, match=r"metrics.json: base/causal: macro accuracy .*; by its tasks macro accuracy .*; score"
+    ):
+        build_report(tmp_path)
+
+
 @pytest.mark.parametrize("bootstrap", [1, 2000])
 def test_an_interval_of_few_resamples_may_leave_out_the_value_of_many_not(tmp_path: Path, bootstrap: int) -> None:
     run = write_run(tmp_path, "stage1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -291,3 +292,11 @@ def test_an_exact_evaluation_makes_float32_s_choices(few_rows: None) -> None:
         moves[sample["arithmetic"]] = max(moves.get(sample["arithmetic"], 0.0), move)
     assert moves["float32"] < 1e-5 < moves["float16"] < 0.1
     assert "exact" not in evaluated(whole, items[:1], "causal", settings.model_copy(update={"tasks": ["arc_easy"]}))[0]
+
+
+def test_the_collector_of_garbage_rests_in_an_evaluation_and_no_longer(few_rows: None) -> None:
+    items, settings = load_items("arc_easy", limit=4, format="harness"), Score(masks=["causal"], tasks=["arc_easy"], bootstrap=10)  # fmt: skip
+    usual, inside = gc.get_threshold(), list[int]()
+    evaluated(small(), items, "causal", settings, progress=lambda done, total: inside.append(gc.get_threshold()[0]))
+    assert inside and min(inside) > usual[0]
+    assert gc.get_threshold() == usual

@@ -59,6 +59,15 @@ def test_a_start_is_the_newest_complete_run_of_the_profile(runs: Path, make_run:
     assert resolve_init(runs, resolve("stage4", "ci")) == {"stage3b": new.id, "stage3a": control.id}
 
 
+@pytest.mark.parametrize(("name", "content"), [("summary.json", '{"profile": 3}'), ("stage.yaml", "stage: {seed: x}"), ("summary.json", "{")])  # fmt: skip
+def test_a_damaged_run_is_passed_over_where_another_one_can_be_started_from(
+    name: str, content: str, runs: Path, make_run: MakeRun
+) -> None:
+    whole, control, damaged = make_run("stage3b"), make_run("stage3a"), make_run("stage3b", now=LATER)
+    (damaged.path / name).write_text(content)
+    assert resolve_init(runs, resolve("stage4", "ci")) == {"stage3b": whole.id, "stage3a": control.id}
+
+
 def test_base_stands_for_itself(runs: Path) -> None:
     assert resolve_init(runs, resolve("stage1", "ci")) == {"base": "base"}
 
