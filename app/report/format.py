@@ -1,5 +1,6 @@
 """How the report writes numbers, differences, times and names of tasks."""
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def size(value: float | None, digits: int = 3) -> str:
-    """As `number`, of what is never negative: what would be written as 0 without being it keeps its first digit."""
+    """As `number`, of what is never negative: what would be written as 0 without being it keeps its first digit. `none` of an
+    infinite one."""
+    if value == math.inf:
+        return "none"
     return f"{value:.1g}" if value and not round(value, digits) else number(value or None, digits)
 
 

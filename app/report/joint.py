@@ -167,10 +167,14 @@ def _sure(declared: Sequence[Line]) -> str:
     seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
     items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
     found = f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. The bars are 95 % intervals."
-    least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
-    if not least:
-        return found
-    return f"{found} A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
+    smallest = [(smallest_difference(one.comparison.accuracy.variance), one) for one in declared]
+    if least := sorted(x for x, _ in smallest if 0 < x <= 1):
+        found += (
+            f" A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
+        )
+    if hidden := [_name(one, declared) for x, one in smallest if x > 1]:
+        found += f" On {' and '.join(hidden)} the seeds differ too much to show any."
+    return found
 
 
 def _range(values: Sequence[str]) -> str:

@@ -177,15 +177,17 @@ def details(study: Study) -> list[str]:
 def sensitivity(c: Comparison) -> str:
     """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
     accuracy, nll = _smallest(c)
-    parts = [f"{accuracy} points" if accuracy else "unknown for accuracy, since no item differs", nll and f"{nll} nats"]
+    unknown = "none in accuracy, since the seeds differ too much" if c.accuracy.variance.of_items else (
+        "unknown for accuracy, since no item differs")  # fmt: skip
+    parts = [f"{accuracy} points" if accuracy else unknown, nll and f"{nll} nats"]
     return f"Smallest difference that can be shown (80 % power): {', '.join(filter(None, parts))}"
 
 
 def _smallest(c: Comparison) -> tuple[str, str]:
-    """Of accuracy in points, of NLL in nats; empty where nothing can be estimated."""
+    """Of accuracy in points, of NLL in nats; empty where nothing can be estimated or shown."""
     accuracy = smallest_difference(c.accuracy.variance)
     nll = smallest_difference(c.nll.variance) if c.nll else 0.0
-    return size(100 * accuracy, 1) if accuracy else "", size(nll) if nll else ""
+    return size(100 * accuracy, 1) if 0 < accuracy <= 1 else "", size(nll) if nll else ""
 
 
 def _would_show(c: Comparison) -> str:

@@ -25,6 +25,7 @@ class Variance:
     items: in all tasks together. of_items: squared standard error that the items alone would give if the true
     difference were zero. binary: for right/wrong outcomes, how much of `of_items` a true difference of 1 removes; else 0.
     between_seeds: variance of the difference between training seeds; None where one seed cannot show it.
+    of_both: variance that one seed's difference has from items which differ otherwise in each seed; `of_items` has its share.
     """
 
     items: int
@@ -32,6 +33,7 @@ class Variance:
     binary: float
     seeds: int
     between_seeds: float | None
+    of_both: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -117,22 +119,27 @@ def _interval(by_seed: Floats, resampled: Floats, least: float, most: float) -> 
     lo, hi = percentiles(resampled)
     if seeds == 1 or lo == hi:
         return Interval(value, lo, hi)
-    share = min(1.0, float(by_seed.var(ddof=1)) / seeds / spread**2)
-    freedom = (seeds - 1) / share**2 if share else math.inf
-    wider = max(1.0, 2 * student(freedom) * spread / (hi - lo))
+    wider = max(1.0, 2 * float(student_of_seeds(seeds, by_seed.var(ddof=1), spread**2)) * spread / (hi - lo))
     return Interval(value, max(least, value + wider * (lo - value)), min(most, value + wider * (hi - value)))
 
 
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_LAST = 1440  # of the terms of the series below: fitted at 1 degree of freedom, in place of the rest of the series
 
 
-def student(freedom: float) -> float:
+def student_of_seeds(seeds: int, between: ArrayLike, whole: ArrayLike) -> Floats:
+    """The quantile of t for a variance `whole` of which seeds whose own variance is `between` give a part."""
+    share = np.minimum(1.0, np.asarray(between) / seeds / np.asarray(whole))
+    return student(max(1, seeds - 1) / np.maximum(share, 1e-9) ** 2)
+
+
+def student(freedom: ArrayLike) -> Floats:
     """The quantile of Student's t that bounds a 95 % interval, from that of the normal distribution (Abramowitz and Stegun
-    26.7.5): within 1 % from 2 degrees of freedom on, 13 % too small at 1."""
-    z, n = _Z, 4 * freedom
+    26.7.5): within 1 % from 1 degree of freedom on."""
+    z, n = _Z, 4 * np.asarray(freedom, dtype=np.float64)
     terms = ((z**3 + z), (5 * z**5 + 16 * z**3 + 3 * z) / 6, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 6,
-             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 360)  # fmt: skip
-    return z + sum(term / n**power for power, term in enumerate(terms, 1))
+             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 360, _LAST)  # fmt: skip
+    return np.asarray(z + sum(term / n**power for power, term in enumerate(terms, 1)))
 
 
 def _variance(columns: Mapping[str, Floats], values: Mapping[str, Floats], macro_s: Floats, weighted: bool) -> Variance:
@@ -151,4 +158,4 @@ def _variance(columns: Mapping[str, Floats], values: Mapping[str, Floats], macro
             rest_ns = d_ns - item_n[:, None] - d_ns.mean(axis=0) + d_ns.mean()
             residual += float((rest_ns**2).sum()) / ((seeds - 1) * (n - 1)) / n / tasks**2
     between = max(0.0, float(macro_s.var(ddof=1)) - residual) if seeds > 1 else None
-    return Variance(sum(map(len, columns.values())), of_items, binary, seeds, between)
+    return Variance(sum(map(len, columns.values())), of_items, binary, seeds, between, residual)
