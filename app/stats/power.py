@@ -1,7 +1,7 @@
 """Power of a paired comparison: the smallest difference that given items and seeds can show, and the items that one takes.
 
-Shown means: the report's own 95 % interval (app/stats/difference.py) excludes zero. A mean over S seeds whose true difference is d
-has the squared standard error
+Shown means: the report's own 95 % interval (app/stats/difference.py) excludes zero. A mean over S seeds whose true difference
+is d has the squared standard error
 
     SE(d)^2 = of_items - binary * d^2 + between_seeds / S
 
