@@ -35,6 +35,10 @@ class Part:
         return self.study.base_model
 
     @property
+    def short_model(self) -> str:
+        return self.model.removesuffix("-Instruct")
+
+    @property
     def name(self) -> str:
         return f"{self.campaign}, {self.model}"
 
@@ -136,7 +140,7 @@ def named(lines: Sequence[Line]) -> list[tuple[str, Comparison, bool]]:
     models = {one.part.model for one in lines}
     found = []
     for one in lines:
-        name = f"{one.part.model}: {one.setting}" if len(models) > 1 else str(one.setting)
+        name = f"{one.part.short_model}: {one.setting}" if len(models) > 1 else str(one.setting)
         alike = [other for other in lines if (other.part.model, other.setting) == (one.part.model, one.setting)]
         found.append((f"{name} ({one.part.campaign})" if len(alike) > 1 else name, one.comparison, one.declared))
     return found

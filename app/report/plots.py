@@ -54,7 +54,7 @@ def _accuracies(key: str, title: str, rows: Sequence[_AccuracyRow], baseline: Ev
     least, most = min(chance, *(m.lo for m in macros)), max(chance, *(m.hi for m in macros))
     x = least - 0.06 * (most - least), most + 0.03 * (most - least)
     chart = rows_chart([name for name, _, _ in rows], x, 34, right=46, top=LINE + 5)
-    chart.x_axis("macro accuracy, 95 % interval", about=4)
+    chart.x_axis("macro accuracy, 95 % interval")
     chart.line([(chance, chart.y[0]), (chance, chart.y[1])], "muted", 1, "stroke-dasharray: 4 3")
     chart.text(chart.at(chance, 0)[0], LINE / 2, "chance", "muted", "middle")
     if baseline is not None:

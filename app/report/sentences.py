@@ -81,9 +81,9 @@ def _size(points: float) -> str:
 
 def excluded(d: Difference) -> float:
     """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it.
-    Rounded up to three digits, as it is printed: what is denied must not be inside the interval."""
-    bounds = (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else ()
-    return math.ceil(1000 * max(smallest_difference(d.variance), *bounds, 0.0) - 1e-9) / 1000
+    In three digits, as it is printed; the bounds rounded up, since what is denied must not be inside the interval."""
+    least, bounds = smallest_difference(d.variance), (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else (0.0,)
+    return max(round(1000 * least) or bool(least), math.ceil(1000 * max(bounds) - 1e-9)) / 1000
 
 
 def not_enough(c: Comparison) -> str:
@@ -98,8 +98,10 @@ def question(study: Study) -> str:
     """The question that these runs answer, for the top of the page."""
     if study.compared is not None:
         return f"How does {study.compared[1].id} differ from {study.compared[0].id}?"
-    on = f" on {study.setting}" if study.setting != Setting() else ""
-    return f"What happens{on} when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
+    what = f"On {study.setting}: what" if study.setting != Setting() else "What"
+    return (
+        f"{what} happens when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
+    )
 
 
 def headline(study: Study) -> str:
@@ -158,20 +160,21 @@ def _against_control(study: Study, model: str) -> str:
 
 def details(study: Study) -> list[str]:
     """The numbers behind the headline: each change in both measures with its interval, and what could be shown at all."""
-    if study.compared is not None:
-        return []
-    named = zip(
-        ("Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"),
-        (study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)),
-        strict=True,
-    )
     return [
         f"{name}: {c.names[0]} minus {c.names[1]}{_seeds(c)}: accuracy {points(c.accuracy.total)}"
         + (f"; NLL {nats(c.nll.total)}" if c.nll else "")
         + f". {sensitivity(c)}."
-        for name, c in named
-        if c is not None
+        for name, c in _decisive(study)
     ]
+
+
+def _decisive(study: Study) -> list[tuple[str, Comparison]]:
+    """The comparisons that the headline is about, each with its name; none of two runs."""
+    if study.compared is not None:
+        return []
+    names = "Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"
+    found = study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)
+    return [(name, c) for name, c in zip(names, found, strict=True) if c is not None]
 
 
 def sensitivity(c: Comparison) -> str:
@@ -248,7 +251,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if price and not spent.dollars:
-            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
+            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:,.2f} an hour"
         found.append(("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
@@ -268,10 +271,11 @@ def cautions(study: Study) -> list[str]:
         )
     found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
-    if widths and max(widths) > WIDE:
+    decided = [finding(c).direction != "unclear" for _, c in _decisive(study)]
+    if widths and max(widths) > WIDE and not (decided and all(decided)):
         fewest = min(t.items for e in evaluations for t in e.tasks.values())
         found.append(
-            f"Few items ({fewest} in the smallest task): a macro accuracy here is known to about "
+            f"Few items ({fewest:,} in the smallest task): a macro accuracy here is known to about "
             f"±{100 * max(widths):.0f} points. Raise LIMIT before drawing a conclusion."
         )
     if study.compared is None and any(run.train for run in study.runs) and not any(c.seeds for c in study.comparisons):

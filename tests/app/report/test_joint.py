@@ -76,8 +76,8 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     facts = dict(page.facts)
     assert "training seeds: 2" in facts["How sure"] and "would show four times in five" in facts["How sure"]
     assert facts["What it cost"].startswith("35 runs, ") and "$" in facts["What it cost"]
-    assert facts["The control with its prompt written twice"].startswith(
-        "Reading tasks: 0.0 points, 95 % interval 0.0 to 0.0, against the prompt once, at 1.0 times"
+    assert facts["The control with its prompt written twice, against once"] == (
+        "Reading tasks: 0.0 points (0.0 to 0.0, 1.0 times the tokens to read)."
     )
 
 
@@ -178,8 +178,8 @@ def test_an_order_that_goes_the_other_way_than_the_declared_one_is_in_the_answer
     monkeypatch.setattr(Line, "finding", property(lambda one: replace(
         by_accuracy(one.comparison), direction=ways[one.setting.order])))  # fmt: skip
 
-    def answer(direction: str, declared: bool = False) -> str:
-        ways["question_first"] = direction
+    def answer(direction: str, declared: bool = False, usual: str = "better") -> str:
+        ways.update(question_first=direction, context_first=usual)
         other = replace(line, declared=declared, setting=replace(line.setting, order="question_first"))
         return headline([one for one in (line, other) if one.declared], [line, other])
 
@@ -187,6 +187,9 @@ def test_an_order_that_goes_the_other_way_than_the_declared_one_is_in_the_answer
     pattern = r"It helps on reading tasks \([^)]+\); looked at afterwards, it hurts on reading tasks, question first \([^)]+\)\."
     assert re.fullmatch(pattern, answer("worse"))
     assert "afterwards" not in answer("worse", declared=True)
+    pattern = r"Not enough items to tell: .* on reading tasks, though with the question first it hurts \([^)]+\), looked at afterwards\."
+    assert re.fullmatch(pattern, answer("worse", usual="unclear"))
+    assert "afterwards" not in answer("worse", usual="level") + answer("unclear", usual="unclear")
 
 
 def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_not(
@@ -328,6 +331,7 @@ def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
     (["13.9 points more accurate", "53.5 points more accurate"], "13.9 and 53.5 points more accurate"),
     (["less than 0.1 points more accurate"] * 2, "less than 0.1 points more accurate"),
     (["surer of the right answers"] * 2, "surer of the right answers"),
+    (["less than 2.3 points", "less than 2.1 points"], "less than 2.3 and 2.1 points"),
     (["13.9 points more accurate", "surer of the right answers"], "13.9 points more accurate and surer of the right answers"),
 ])  # fmt: skip
 def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
+from app.report.power import can_show
 from app.report.render import Report, build_report
 from app.report.sentences import Finding, excluded, facts, finding
 from app.report.tables import gold_nll
@@ -214,6 +215,24 @@ def test_few_items_and_one_seed_are_cautioned(tmp_path: Path, monkeypatch: pytes
     cautions = report_with(tmp_path, monkeypatch, items=20).cautions
     assert any(text.startswith("Few items (20 in the smallest task)") for text in cautions)
     assert any(text.startswith("One training seed per stage.") for text in cautions)
+
+
+def test_where_the_answer_is_sure_nobody_is_asked_for_more_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single accuracies are known to 4 points, and the differences that the answer states are clear."""
+    nll(monkeypatch, stage3b_prefix=1.0)
+    found = report_with(tmp_path, monkeypatch, 100, base_prefix=1.2, stage3b_prefix=-1.2)
+    widest = max(e.macro.hi - e.macro.lo for e in found.study.evaluations if not e.leaks)
+    assert widest > 0.06 and "to tell" not in found.headline
+    assert not any(text.startswith("Few items") for text in found.cautions)
+
+
+@pytest.mark.parametrize("least", [0.0031, 0.0196, 0.0204])
+def test_what_is_denied_is_the_smallest_difference_as_the_table_prints_it(least: float) -> None:
+    variance = Variance(100, (least / 2.8016) ** 2, 0.0, 1, None)
+    found = Difference(Interval(0.0, -least / 2, least / 2), {}, (0.0,), variance)
+    assert f"{100 * excluded(found):.1f}" == can_show(variance, 100, 1)
 
 
 def test_the_leak_is_read_off_the_gold_nll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
