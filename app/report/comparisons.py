@@ -169,12 +169,15 @@ def compare(
 ) -> Comparison:
     """The paired statistics of two evaluations.
 
-    seeds: {training seed: the two evaluations of that seed}, where there are several; `first` and `second` are among them.
+    seeds: {training seed: the two evaluations of that seed}. Of one seed alone these are compared, as while a campaign runs the
+        newest of both may be of different seeds.
 
     Raises:
         DataError: they were scored on different items or in different formats.
     """
     pairs = list(seeds.values()) or [(first, second)]
+    if len(pairs) == 1:
+        seeds, (first, second) = {}, pairs[0]
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tasks = sorted(first.correct)
     tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
@@ -200,12 +203,13 @@ def compare(
 
 
 def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Difference | None:
-    """The difference in gold NLL; None unless all have it, for answers of the same tokens."""
+    """The difference in gold NLL; None unless all have it, for answers of the same tokens, and for too few items."""
     tokens = firsts[0].tokens
     if not all(e.tokens and all(np.array_equal(e.tokens[t], tokens[t]) for t in tokens) for e in (*firsts, *seconds)):
         return None
     nlls = [[e.nll for e in side] for side in (firsts, seconds)]
-    return difference(*nlls, sizes=tokens, samples=NLL_RESAMPLES, seed=SEED)
+    found = difference(*nlls, sizes=tokens, samples=NLL_RESAMPLES, seed=SEED)
+    return found if found.total.defined else None
 
 
 def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
@@ -214,7 +218,8 @@ def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
     if len(seeds) < 2:
         return e.macro
     nothing = {task: np.zeros(len(right)) for task, right in e.correct.items()}
-    return difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
+    found = difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
+    return replace(found, lo=max(0.0, found.lo))
 
 
 def paired(first: Evaluation, second: Evaluation) -> Paired:

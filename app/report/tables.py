@@ -11,6 +11,7 @@ from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
 from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
+from jobs.runs.records import TaskScore
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,16 @@ def results(study: Study) -> Table:
 
 def accuracy_by_task(study: Study) -> Table:
     tasks, first = _tasks(study), study.evaluations[0]
-    rows = _by_evaluation(
-        study, lambda e: [f"{number(e.tasks[t].headline)} ± {number(e.tasks[t].stderr)}" for t in tasks]
-    )
+    rows = _by_evaluation(study, lambda e: [_with_error(e.tasks[t]) for t in tasks])
     rows.append(TableRow(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
     rows.append(TableRow(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks))
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
+
+
+def _with_error(score: TaskScore) -> str:
+    """`0.469 ± 0.012`; one item has no spread to estimate an error from."""
+    return number(score.headline) + (f" ± {number(score.stderr)}" if score.items > 1 else "")
 
 
 def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Table:

@@ -13,7 +13,17 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from app.stats.bootstrap import CONFIDENCE, Floats, Interval, outcomes, percentiles, resampled_macro, resampled_once
+from app.stats.bootstrap import (
+    ANY,
+    CONFIDENCE,
+    Floats,
+    Interval,
+    enough,
+    outcomes,
+    percentiles,
+    resampled_macro,
+    resampled_once,
+)
 
 ByTask = Mapping[str, ArrayLike]
 
@@ -58,6 +68,8 @@ def difference(
     83, 231-241). Of few seeds the variance itself is uncertain: the interval is widened as a t interval is over a normal one, by
     the degrees of freedom of a variance of which the seeds give a part (Satterthwaite 1946, Biometrics Bulletin 2, 110-114).
 
+    Of too few items a difference of accuracies is known to be between -1 and 1, and a weighted one has no interval.
+
     Args:
         first, second: for each seed one (items,) array a task; the same tasks, items and order everywhere. A condition
             without seeds, such as the untrained model, is given once a seed.
@@ -78,9 +90,12 @@ def difference(
     macro_s = np.mean(list(values.values()), axis=0)  # (seeds,)
     reach = {task: _reach(x) for task, x in columns.items()}
     whole = [float(np.mean(ends)) for ends in zip(*reach.values(), strict=True)]
+    unknown = ANY if sizes is None else (math.nan, math.nan)
+    total = _interval(macro_s, np.mean(list(resampled.values()), axis=0), *whole)
+    each = {task: _interval(values[task], resampled[task], *reach[task]) for task in columns}
     return Difference(
-        total=_interval(macro_s, np.mean(list(resampled.values()), axis=0), *whole),
-        by_task={task: _interval(values[task], resampled[task], *reach[task]) for task in columns},
+        total=total if enough(columns) else Interval(total.value, *unknown),
+        by_task={task: i if enough({task: columns[task]}) else Interval(i.value, *unknown) for task, i in each.items()},
         by_seed=tuple(float(v) for v in macro_s),
         variance=_variance(columns, values, macro_s, weighted),
     )

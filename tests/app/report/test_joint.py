@@ -17,10 +17,12 @@ from app.report.archive import collect, joint_of, rebuild, write_joint
 from app.report.joint import QUESTION, _joined, headline, joint_page
 from app.report.joint_tables import Line, Part, lines_of
 from app.report.page import Page
+from app.report.profile_runs import study_of_profile
+from app.report.repetition import against_repetition
 from app.report.sentences import by_accuracy
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
-from jobs.runs.rundir import list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.synthetic_runs import MODELS, write_cells
 from tests.app.report.test_campaign import declare
@@ -162,7 +164,7 @@ def test_no_difference_in_accuracy_stands_beside_what_nll_shows(
 
 
 def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_shows_nothing(tmp_path: Path) -> None:
-    record = campaign(tmp_path, "mine", "reading", items=4, recipes=("full",))
+    record = campaign(tmp_path, "mine", "reading", items=8, recipes=("full",), seeds=(0,))
     declared = json.loads(record.read_text())
     record.write_text(json.dumps(declared | {"primary": declared["primary"] | {"measure": "gold_nll"}}))
     assert re.search(
@@ -355,3 +357,20 @@ def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
         assert 100 * (float(first) - float(second)) == pytest.approx(
             float(points.split()[0].replace("−", "-")), abs=0.11
         )
+
+
+def test_of_one_seed_in_common_both_sides_are_of_that_seed(tmp_path: Path) -> None:
+    """While a campaign runs: the newest prefix model is of seed 1, whose control is not there yet."""
+    campaign(tmp_path, "mine", "reading", items=60, recipes=("full",), seeds=(0, 1), orders=("context_first", "repeat"))
+    for run in list_runs(tmp_path):
+        job = run.read_job()["stage"]
+        if (job.get("seed"), job.get("train", {}).get("mask")) == (1, "causal"):
+            shutil.rmtree(run.path)
+    study = study_of_profile(tmp_path, "embedded")
+    compared = [*study.comparisons, *against_repetition(study)]
+    for c in (c for c in compared if "base" not in (c.first.model, c.second.model) and c.first.model != c.second.model):
+        assert c.seeds == ()
+        assert {RunDir.open(tmp_path / str(e.model_run)).read_job()["stage"]["seed"] for e in (c.first, c.second)} == {
+            0
+        }
+    assert len(compared) > len(study.comparisons)

@@ -287,3 +287,15 @@ def test_where_nll_decides_too_few_seeds_are_no_absence_of_a_difference(
     compared: Any = SimpleNamespace(verdict="within noise", nll_verdict="within noise", accuracy=level, nll=level, too_few_items=True)  # fmt: skip
     found = finding(compared, "gold_nll")
     assert found.direction == direction and found.text.startswith(text)
+
+
+def test_one_item_a_task_decides_nothing(tmp_path: Path) -> None:
+    """`LIMIT=1`: five items, on which everything that differs differs by 20 points."""
+    write_experiment(tmp_path, items=1)
+    report = build_report(tmp_path)
+    assert all(finding(c).direction == "unclear" for c in report.study.comparisons)
+    assert report.headline.startswith(
+        "What reading its prompt in both directions does without finetuning is open (not enough items"
+    )
+    assert " ± " not in report.to_markdown().partition("Accuracy by task")[2].partition("###")[0].partition("\n")[2]
+    assert any(text.startswith("Few items (1 in the smallest task)") for text in report.cautions)
