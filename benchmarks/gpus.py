@@ -24,6 +24,7 @@ from app.data.examples import DataReport
 from app.data.prepared import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
+from benchmarks import written
 from jobs.config.load import resolve
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, list_runs
@@ -51,16 +52,9 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
     found: dict[int, dict[str, Any]] = {}
     for count in sorted({1, gpus}):
         with tempfile.TemporaryDirectory() as directory:
-            words = [
-                f"--shape={shape}",
-                f"--batch={batch}",
-                f"--steps={steps}",
-                f"--device={device}",
-                f"--sharding={sharding}",
-                f"--worker={directory}",
-                *([f"--row-tokens={row_tokens}"] if row_tokens else []),
-                *(["--profile"] if profile else []),
-            ]
+            given = {"shape": shape, "batch": batch, "steps": steps, "device": device, "sharding": sharding, "worker": directory,
+                     "row-tokens": row_tokens}  # fmt: skip
+            words = [f"--{name}={value}" for name, value in given.items() if value] + ["--profile"] * profile
             code = launch(words, count, "benchmarks.gpus") if count > 1 else subprocess.run(
                 [sys.executable, "-m", "benchmarks.gpus", *words], check=False).returncode  # fmt: skip
             if code:
@@ -78,12 +72,12 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
     click.echo(f"  {times:.3f} times one GPU; losses at most {apart:.1e} apart")
     if profile:
         from benchmarks.profiled import lines
-    for count, row in found.items() if profile else ():
-        click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row["profile"], 20)]))
+
+        for count, row in found.items():
+            click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row["profile"], 20)]))
     if out is not None:
-        out.write_text(
-            json.dumps({"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens, "times": times,
-                        "apart": apart, "runs": found}, indent=1) + "\n")  # fmt: skip
+        about = {"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens}
+        written(out, {**about, "times": times, "apart": apart, "runs": found})
     if times < least * gpus or apart > LOSSES_WITHIN:
         sys.exit(1)
 

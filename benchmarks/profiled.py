@@ -9,7 +9,6 @@ profiled by `python -m benchmarks.gpus --profile`.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -22,7 +21,8 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.train import ROWS
+from benchmarks import written
+from benchmarks.train import GRAPH, ROWS
 from benchmarks.trainers import Setting, ours
 
 WARM, TIMED, PROFILED = 8, 10, 2  # steps
@@ -111,21 +111,20 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(ROWS), default="smollm2-135m")
     parser.add_argument("--row-tokens", type=int, help="default: as benchmarks.train")
     parser.add_argument("--batch-size", type=int, help="default: as benchmarks.train")
-    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="CUDA graphs of a step")
+    parser.add_argument("--graph", choices=list(GRAPH), default="auto", help="CUDA graphs of a step")
     parser.add_argument("--top", type=int, default=30, help="lines of the table")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     row, batch = ROWS[given.shape] if given.device == "cuda" else (512, 16)
-    graph: Any = {"auto": "auto", "on": True, "off": False}[given.graph]
+    graph: Any = GRAPH[given.graph]
     seconds, tokens, found = steps(
         Setting(given.shape, given.device, given.row_tokens or row, given.batch_size or batch, graph=graph)
     )
     print(f"{given.shape}: {tokens / seconds:,.0f} tokens/s, {1e3 * seconds / TIMED:.1f} ms a step by the clock")
     print("\n".join(lines(found, given.top)))
     if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
         about = {"shape": given.shape, "device": given.device, "tokens_per_s": tokens / seconds}
-        given.out.write_text(json.dumps({**about, **found}, indent=1) + "\n")
+        written(given.out, {**about, **found})
     sys.stdout.flush()
     os._exit(0)  # what is left of a trainer that was stopped in a step need not be taken apart
 

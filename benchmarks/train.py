@@ -22,12 +22,15 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from benchmarks import written
 
 PROCESS_STARTED = time.time()
 # Defaults on a GPU by shape: tokens of a row, examples of a step. Large models fill the GPU with less.
 ROWS = {"ministral-3b": (16384, 220), "smollm2-135m": (65536, 440), "tiny": (4096, 64)}
 UNTIMED = 3  # steps
+GRAPH = {"auto": "auto", "on": True, "off": False}  # CUDA graphs of a step: the option's words
 DEFAULT_WAYS = ("ours-prefix", "ours-causal", "reference", "padded")
 
 
@@ -43,14 +46,9 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.trainers import SHAPES, WAYS, Setting, peak
 
     transformers.logging.set_verbosity_error()
-    setting = Setting(
-        arguments.shape,
-        arguments.device,
-        arguments.row_tokens,
-        arguments.batch_size,
-        arguments.checkpointing,
-        graph=cast(Any, {"auto": "auto", "on": True, "off": False}[arguments.graph]),
-    )
+    graph: Any = GRAPH[arguments.graph]
+    setting = Setting(arguments.shape, arguments.device, arguments.row_tokens, arguments.batch_size, arguments.checkpointing,
+                      graph=graph)  # fmt: skip
     cuda = arguments.device == "cuda"
     rate = peak(arguments.device)
     ends: list[tuple[float, int, int]] = []
@@ -113,13 +111,9 @@ def child(way: str, words: list[str], limit: float) -> dict[str, Any]:
         return {"way": way, "error": f"not done after {limit:.0f} s"}
     lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     if ran.returncode or not lines:
-        return {
-            "way": way,
-            "error": (ran.stderr.strip().splitlines() or ["no output"])[-1][:200],
-            "stderr": ran.stderr[-4000:],
-        }
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+        last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"way": way, "error": last[:200], "stderr": ran.stderr[-4000:]}
+    return dict(json.loads(lines[-1]))
 
 
 def main() -> int:
@@ -130,7 +124,7 @@ def main() -> int:
     parser.add_argument("--row-tokens", type=int, default=None, help="ours: tokens of a packed row at most")
     parser.add_argument("--batch-size", type=int, default=None, help="ours: examples of a step")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for ours too")
-    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="ours: CUDA graphs of a step")
+    parser.add_argument("--graph", choices=list(GRAPH), default="auto", help="ours: CUDA graphs of a step")
     parser.add_argument("--ways", default=None, help="lines, comma-separated; also ours-lora, ours-kl, sft")
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; default runs/bench-train.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
@@ -168,14 +162,8 @@ def main() -> int:
         for way, row in by_way.items():
             if row is not mine:
                 print(f"ours, prefix, is {mine['tokens_per_s'] / row['tokens_per_s']:.2f}x {names[way]}")
-    out = arguments.out or Path("runs/bench-train.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps(
-            {"arguments": {k: str(v) for k, v in vars(arguments).items() if k != "out"}, "rows": found}, indent=2
-        )
-        + "\n"
-    )
+    given = {k: str(v) for k, v in vars(arguments).items() if k != "out"}
+    written(arguments.out or Path("runs/bench-train.json"), {"arguments": given, "rows": found})
     return 1 if len(by_way) < len(found) else 0
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from app.attention.backends import NAMES
@@ -242,19 +242,8 @@ def peak(device: str) -> float:
     n = 8192 if device == "cuda" else 2048
     dtype = torch.bfloat16 if _bf16(device) else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / min(_seconds(lambda: F.linear(a, b), device) for _ in range(3))
-
-
-def _seconds(work: Callable[[], Any], device: str, repeats: int = 10) -> float:
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / repeats
+    timer = Timer("linear(a, b)", globals={"linear": F.linear, "a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.timeit(10).mean for _ in range(3))  # the timer warms up, and waits for the GPU
 
 
 WAYS: dict[str, tuple[str, Callable[[Setting, Done], None]]] = {
