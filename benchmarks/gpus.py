@@ -30,6 +30,7 @@ from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, list_runs
 
 WARM = 4  # steps that are not timed
+KERNELS = "kernels"  # key of metrics.json; "profile" is the name of a profile there
 LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 
 
@@ -60,7 +61,7 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
             if code:
                 sys.exit(f"benchmarks.gpus: {count} GPUs ended with {code}")
             found[count] = measured(Path(directory), steps)
-            short = {k: v for k, v in found[count].items() if k not in ("losses", "profile")}
+            short = {k: v for k, v in found[count].items() if k not in ("losses", KERNELS)}
             click.echo(json.dumps({"gpus": count, **short}), err=True)
     one, many = found[1], found[gpus]
     times = many["tokens_per_s"] / one["tokens_per_s"]
@@ -74,7 +75,7 @@ def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens:
         from benchmarks.profiled import lines
 
         for count, row in found.items():
-            click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row["profile"], 20)]))
+            click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row[KERNELS], 20)]))
     if out is not None:
         about = {"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens}
         written(out, {**about, "times": times, "apart": apart, "runs": found})
@@ -132,7 +133,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False,
                              whole=lambda: loaded)  # fmt: skip
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
-    spent = {"profile": profiled.summary(watch, device)} if profile else {}
+    spent = {KERNELS: profiled.summary(watch, device)} if profile else {}
     run.write_json("metrics.json", {"peak_gb": max(peaks, default=None), **spent})
     ranks.wait()
     run.close()
