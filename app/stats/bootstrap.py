@@ -123,13 +123,7 @@ def paired_bootstrap(
     """
     if set(first) != set(second):
         raise ValueError(f"paired_bootstrap: tasks differ: {sorted(first)} and {sorted(second)}")
-    pairs: dict[str, Floats] = {}
-    for task in first:
-        a, b = outcomes(first[task], task), outcomes(second[task], task)
-        if a.size != b.size:
-            sizes = f"{a.size} items against {b.size}"
-            raise ValueError(f"paired_bootstrap: {task}: {sizes}; give the same items in the same order")
-        pairs[task] = np.stack([a, b], axis=1)  # (items, 2)
+    pairs = {task: paired_columns(task, first[task], second[task]) for task in first}  # {task: (items, 2)}
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]
     a_value, b_value = (float(np.mean([x[:, k].mean() for x in pairs.values()])) for k in (0, 1))
@@ -161,6 +155,15 @@ def outcomes(values: ArrayLike, name: str) -> Floats:
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name}: expected a non-empty array of shape (items,), found shape {x.shape}")
     return x
+
+
+def paired_columns(name: str, *columns: ArrayLike) -> Floats:
+    """Arrays (items,) of the same items side by side: (items, columns). Raises ValueError for different numbers of items."""
+    arrays = [outcomes(values, name) for values in columns]
+    if len({x.size for x in arrays}) > 1:
+        sizes = f"{arrays[0].size} items against {next(x.size for x in arrays if x.size != arrays[0].size)}"
+        raise ValueError(f"{name}: {sizes}; give the same items in the same order")
+    return np.stack(arrays, axis=1)
 
 
 def resampled_macro(columns: Mapping[str, Floats], samples: int, seed: int) -> tuple[dict[str, Floats], Floats]:

@@ -19,7 +19,7 @@ from app.stats.bootstrap import (
     Floats,
     Interval,
     enough,
-    outcomes,
+    paired_columns,
     percentiles,
     resampled_macro,
     resampled_once,
@@ -103,12 +103,9 @@ def difference(
 
 def _columns(task: str, first: Sequence[ByTask], second: Sequence[ByTask], sizes: ByTask | None) -> Floats:
     """(items, seeds + 1): the difference of each item in each seed, and the item's size."""
-    pairs = [(outcomes(a[task], task), outcomes(b[task], task)) for a, b in zip(first, second, strict=True)]
-    n = pairs[0][0].size
-    size = np.ones(n) if sizes is None else outcomes(sizes[task], task)
-    if any(array.size != n for pair in (*pairs, (size, size)) for array in pair):
-        raise ValueError(f"difference: {task}: different numbers of items; give the same items in the same order")
-    return np.stack([*(a - b for a, b in pairs), size], axis=1)
+    size = np.ones(np.size(first[0][task])) if sizes is None else sizes[task]
+    x = paired_columns(task, *(a[task] for a in first), *(b[task] for b in second), size)
+    return np.column_stack([x[:, : len(first)] - x[:, len(first) : -1], x[:, -1]])
 
 
 def _over_seeds(means: Floats, drawn: np.ndarray) -> Floats:
