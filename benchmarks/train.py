@@ -30,7 +30,6 @@ PROCESS_STARTED = time.time()
 # Defaults on a GPU by shape: tokens of a row, examples of a step. Large models fill the GPU with less.
 ROWS = {"ministral-3b": (16384, 220), "smollm2-135m": (65536, 440), "tiny": (4096, 64)}
 UNTIMED = 3  # steps
-GRAPH = {"auto": "auto", "on": True, "off": False}  # CUDA graphs of a step: the option's words
 DEFAULT_WAYS = ("ours-prefix", "ours-causal", "reference", "padded")
 
 
@@ -46,7 +45,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.trainers import SHAPES, WAYS, Setting, peak
 
     transformers.logging.set_verbosity_error()
-    graph: Any = GRAPH[arguments.graph]
+    graph: Any = {"auto": "auto", "on": True, "off": False}[arguments.graph]
     setting = Setting(arguments.shape, arguments.device, arguments.row_tokens, arguments.batch_size, arguments.checkpointing,
                       graph=graph)  # fmt: skip
     cuda = arguments.device == "cuda"
@@ -124,7 +123,7 @@ def main() -> int:
     parser.add_argument("--row-tokens", type=int, default=None, help="ours: tokens of a packed row at most")
     parser.add_argument("--batch-size", type=int, default=None, help="ours: examples of a step")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, for ours too")
-    parser.add_argument("--graph", choices=list(GRAPH), default="auto", help="ours: CUDA graphs of a step")
+    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="ours: CUDA graphs of a step")
     parser.add_argument("--ways", default=None, help="lines, comma-separated; also ours-lora, ours-kl, sft")
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; default runs/bench-train.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
