@@ -101,18 +101,12 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
     """
     for other in evaluations[1:]:
         first = evaluations[0]
-        where = f"{first.run_id} against {other.run_id}"
-        pair = f"{first.label} in {first.run_id}, {other.label} in {other.run_id}"
-        if first.format != other.format:
-            raise DataError(
-                where,
-                f"scored in different formats, {first.format} and {other.format} ({pair})",
-                "their accuracies are not the same quantity; score both with one suite, order, shots and score.format",
-            )
-        differences = _item_differences(first, other)
-        if differences:
-            fact = f"scored on different items: {'; '.join(differences)} ({pair})"
-            raise DataError(where, fact, remedy or "score both with the same LIMIT and data")
+        if fact := what_differs(first, other):
+            pair = f"{first.label} in {first.run_id}, {other.label} in {other.run_id}"
+            if first.format != other.format:
+                remedy = "their accuracies are not the same quantity; score both with one suite, order, shots and score.format"
+            where = f"{first.run_id} against {other.run_id}"
+            raise DataError(where, f"{fact} ({pair})", remedy or "score both with the same LIMIT and data")
 
 
 def share_items(a: Run, b: Run) -> bool:
@@ -122,20 +116,15 @@ def share_items(a: Run, b: Run) -> bool:
 
 
 def what_differs(first: Evaluation, other: Evaluation) -> str:
-    """The difference between the items of two evaluations, in words."""
+    """The difference between the items of two evaluations in words, each one once with its tasks; empty where there is none."""
     if first.format != other.format:
-        return f"scored in another format, {other.format} in place of {first.format}"
-    return f"scored on different items: {'; '.join(_item_differences(first, other))}"
-
-
-def _item_differences(first: Evaluation, other: Evaluation) -> list[str]:
-    """Each difference once, with its tasks."""
+        return f"scored in different formats, {first.format} and {other.format}"
     tasks: dict[str, list[str]] = {}
     for task in sorted(set(first.keys) | set(other.keys)):
-        fact = _item_difference(first, other, task)
-        if fact:
+        if fact := _item_difference(first, other, task):
             tasks.setdefault(fact, []).append(task)
-    return [f"{', '.join(names)}: {fact}" for fact, names in tasks.items()]
+    facts = "; ".join(f"{', '.join(names)}: {fact}" for fact, names in tasks.items())
+    return f"scored on different items: {facts}" if facts else ""
 
 
 def _item_difference(first: Evaluation, other: Evaluation, task: str) -> str:
