@@ -241,20 +241,16 @@ def side_effect(parts: Sequence[Part]) -> Table:
 
 
 def recovery(part: Part) -> Table:
-    table = recovery_of(part.study)
-    return Table(f"{part.model}, {part.study.setting} ({part.campaign})", table.columns, table.rows)
+    return replace(recovery_of(part.study), title=f"{part.model}, {part.study.setting} ({part.campaign})")
 
 
 def spent_once(parts: Sequence[Part]) -> list[Part]:
     """The parts, where what a run took that belongs to several of them is spent by the first alone."""
-    found: list[Part] = []
-    seen: set[tuple[str, str]] = set()
-    for part in parts:
-        each = part.study.spent.each
-        own = {run: took for run, took in each.items() if run not in seen}
-        seen.update(each)
-        found.append(replace(part, study=replace(part.study, spent=Spent(own))))
-    return found
+    first = {run: n for n, part in reversed(list(enumerate(parts))) for run in part.study.spent.each}
+    own = [
+        {run: took for run, took in part.study.spent.each.items() if first[run] == n} for n, part in enumerate(parts)
+    ]
+    return [replace(part, study=replace(part.study, spent=Spent(each))) for part, each in zip(parts, own, strict=True)]
 
 
 def cost(parts: Sequence[Part]) -> Table:

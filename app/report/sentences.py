@@ -160,12 +160,13 @@ def _against_control(study: Study, model: str) -> str:
 
 def details(study: Study) -> list[str]:
     """The numbers behind the headline: each change in both measures with its interval, and what could be shown at all."""
-    return [
-        f"{name}: {c.names[0]} minus {c.names[1]}{_seeds(c)}: accuracy {points(c.accuracy.total)}"
-        + (f"; NLL {nats(c.nll.total)}" if c.nll else "")
-        + f". {sensitivity(c)}."
-        for name, c in _decisive(study)
-    ]
+    found = []
+    for name, c in _decisive(study):
+        seeds = f" (mean of seeds {numbers(c.seeds)})" if c.seeds else ""
+        nll = f"; NLL {nats(c.nll.total)}" if c.nll else ""
+        what = f"{name}: {c.names[0]} minus {c.names[1]}{seeds}"
+        found.append(f"{what}: accuracy {points(c.accuracy.total)}{nll}. {sensitivity(c)}.")
+    return found
 
 
 def _decisive(study: Study) -> list[tuple[str, Comparison]]:
@@ -200,16 +201,9 @@ def _would_show(c: Comparison) -> str:
     return f"A true difference of {' or '.join(sizes)} would show four times in five" if sizes else sensitivity(c)
 
 
-def _seeds(c: Comparison) -> str:
-    return f" (mean of seeds {numbers(c.seeds)})" if c.seeds else ""
-
-
 def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comparison | None]:
     """The prefix-finetuned model under its mask against: the same mask untrained, the untouched model, the control."""
-    m = study.prefix_model
-    if m is None:
-        return None, None, None
-    prefix = (m, "prefix")
+    prefix = (study.prefix_model or "", "prefix")
     return study.find(prefix, ("base", "prefix")), study.find(prefix, ("base", "causal")), study.control
 
 
@@ -283,12 +277,18 @@ def cautions(study: Study) -> list[str]:
             "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
             "a headline needs at least three."
         )
-    odd = "whose context is not a token prefix of context + continuation"
-    for name, count in ((odd, "prefix_violations"), ("cut to the model's context length", "truncated")):
+    odd = {"prefix_violations": "whose context is not a token prefix of context + continuation",
+           "truncated": "cut to the model's context length"}  # fmt: skip
+    for count, name in odd.items():
         for e in evaluations:
             if total := sum(getattr(t, count) for t in e.tasks.values()):
                 found.append(f"{e.label} in {e.run_id}: {total} requests {name}.")
-    found.extend(_stale_checkpoints(study))
+    trained = {run.stage: run.id for run in study.runs if run.train}
+    found += [
+        f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {trained[e.model]}; run: make {e.stage}"
+        for e in evaluations
+        if e.model in trained and e.model_run not in (None, trained[e.model])
+    ]
     commits = sorted({run.commit for run in study.runs})
     if len(commits) > 1:
         found.append(f"The runs come from {len(commits)} commits: {', '.join(c[:12] for c in commits)}.")
@@ -300,14 +300,3 @@ def cautions(study: Study) -> list[str]:
             f"Runs of other profiles are not shown: {', '.join(study.other_profiles)} (choose with PROFILE=...)."
         )
     return found
-
-
-def _stale_checkpoints(study: Study) -> list[str]:
-    """A caution for each evaluation of a checkpoint from another training run than the one shown."""
-    shown = {run.stage: run.id for run in study.runs if run.train}
-    return [
-        f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {shown[e.model]}; "
-        f"run: make {e.stage}"
-        for e in study.evaluations
-        if e.model in shown and e.model_run and e.model_run != shown[e.model]
-    ]
