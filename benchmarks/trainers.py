@@ -91,13 +91,11 @@ class _Each(TrainerCallback):
 
 
 def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
-    checkpointing: dict[str, Any] = {}
-    if setting.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=tempfile.mkdtemp(), max_steps=steps, learning_rate=2e-5, warmup_steps=10, optim="adamw_torch_fused",
         bf16=_bf16(setting.device), use_cpu=setting.device == "cpu", save_strategy="no", logging_steps=1,
-        logging_nan_inf_filter=False, report_to=[], remove_unused_columns=False, disable_tqdm=True, **checkpointing, **more,
+        logging_nan_inf_filter=False, report_to=[], remove_unused_columns=False, disable_tqdm=True, **more,
+        gradient_checkpointing=setting.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
 
 
