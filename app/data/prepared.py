@@ -1,13 +1,10 @@
 """The training examples of a job with the counts of how they came about, and how they are kept on the disk by content."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +83,7 @@ def left_out(report: DataReport, overlap: Overlap) -> dict[str, int]:
 
 # Of `train`, what decides the examples, beside how many are held out and whether turns must be known. A test reads along.
 _DECIDING = {"data", "cut", "max_length", "eval_fraction", "overlap_ngram"}
+_SOURCES = array_cache.sources_of("app.data.mixture")  # which reads them, and imports this file
 
 
 def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
@@ -105,13 +103,10 @@ def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
                 "contents": dict(job.contents)}  # fmt: skip
     items = [[item.task, item.id, item.question, item.answers] for item in eval_items]
     return array_cache.key_of([
-        *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), _VERSIONS,
+        *_SOURCES.values(),
         json.dumps(settings, sort_keys=True), definition, json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True),
         json.dumps(items), _embedded_content(job, own),
     ])  # fmt: skip
-
-
-_VERSIONS = " ".join([sys.version, *map(version, ("transformers", "jinja2"))])
 
 
 def _embedded_content(job: Job, own: bool) -> bytes:

@@ -1,7 +1,7 @@
 """Token ids of requests, kept by content (app/data/array_cache.py): stages that score the same items with the same tokenizer
 tokenise them once.
 
-The ids depend on the tokenizer's definition, the rule (this package's encode.py, its source included), and the texts.
+The ids depend on the tokenizer's definition, the rule, the source of encode.py and of what it imports, and the texts.
 Not covered: tokenizers that are written in Python; they tokenise every time.
 """
 
@@ -14,11 +14,11 @@ from typing import Any, get_args
 
 from app.data import array_cache
 from app.data.array_cache import Arrays, cut, flat, kept, numbers
-from app.scoring import encode
 from app.scoring.encode import ENCODERS, Boundary, Request
 from jobs.config.schema import ScoreFormat
 
 _BOUNDARIES = get_args(Boundary)
+_SOURCES = array_cache.sources_of(__name__)
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -42,7 +42,7 @@ def requests_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat, directory: Path
 def key_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> str | None:
     """A digest of everything that decides the ids; None for a tokenizer in Python."""
     definition = array_cache.definition_of(tokenizer)
-    return definition and array_cache.key_of([Path(encode.__file__).read_bytes(), rule, definition, json.dumps(pairs)])
+    return definition and array_cache.key_of([*_SOURCES.values(), rule, definition, json.dumps(pairs)])
 
 
 @contextmanager
