@@ -180,6 +180,7 @@ class PrefillLM(TemplateLM):
             scored = score.loglikelihood(
                 self.loaded, fitting, self.mask, batch_tokens=self.batch_tokens, progress=show, count=self.run
             )
+        score.require_finite(scored, (f"request {number}" for number in range(1, len(requests) + 1)))
         return [(one.logprob, one.greedy) for one in scored]
 
     def _fit(self, request: Request) -> Request:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from app.harness.model import PrefillLM, main
 from app.harness.response_cache import fingerprint
-from jobs.errors import ConfigError, DataError, UserError
+from jobs.errors import ConfigError, DataError, ModelError, UserError
 from tests.app.conftest import make_model
 from tests.app.fakes.harness_models import CONTEXT, ask, instances, ours, theirs
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -75,6 +75,14 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(kind: str, ar
 
 
 # ---- what the prefix is -----------------------------------------------------------------------------------------------
+
+
+def test_a_score_that_is_no_number_is_refused(model: Any, tokenizer: Any) -> None:
+    lm, token = ours(copy.deepcopy(model), tokenizer, "prefix"), tokenizer.encode(" there")[0]
+    with torch.no_grad():
+        lm.loaded.model.get_input_embeddings().weight[token] = torch.nan
+    with pytest.raises(ModelError, match="request [12]: its log-likelihood is nan"):
+        ask(lm, "loglikelihood", [("Hello", " you"), ("Hello there", " you")])
 
 
 def test_the_same_tokens_split_elsewhere_score_otherwise_under_prefix_alone(model: Any, tokenizer: Any) -> None:
