@@ -121,6 +121,8 @@ def parse(kind: type[Body], content: bytes) -> Body:
         json.dumps(given, ensure_ascii=False).encode()  # half of a surrogate pair has no encoding
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    if isinstance(given, dict):  # as in OpenAI's API null is what stands there where nothing is given
+        given = {name: value for name, value in given.items() if value is not None}
     try:
         return kind.model_validate(given)
     except ValidationError as error:
