@@ -134,37 +134,22 @@ def pack(job: Job, data: Prepared) -> Arrays | None:
     counts = [{"key": one.key, "weight": one.weight, "report": asdict(one.report), "train": len(one.examples),
                "examples": one.overlap.examples, "dropped": one.overlap.dropped, "by_item": list(one.overlap.by_item.items())}
               for one in data.sources if not isinstance(one.examples, Stream)]  # fmt: skip
-    spans = [span for one in all_of_them for span in (one.turns, one.learnt)]
-    texts = [text for one in all_of_them for text in (one.text, *one.rounds)]
+    rest = [[one.key, one.text, one.turns, one.learnt, one.rounds] for one in all_of_them]
+    about = {"sources": counts, "shares": data.shares, "ngram": data.sources[0].overlap.n, "examples": rest}
+    ids = [ids for one in all_of_them for ids in (one.prompt_ids, one.response_ids)]
     return {
-        "about": _bytes(json.dumps({"sources": counts, "shares": data.shares, "ngram": data.sources[0].overlap.n})),
-        "ids": flat(ids for one in all_of_them for ids in (one.prompt_ids, one.response_ids)),
-        "sizes": numbers(len(ids) for one in all_of_them for ids in (one.prompt_ids, one.response_ids)),
-        "keys": _bytes("".join(one.key for one in all_of_them)),
-        "spans": flat(pair for span in spans for pair in span or ()),
-        "span_sizes": numbers(2 * len(span or ()) for span in spans), "no_spans": numbers(span is None for span in spans),
-        "texts": _bytes("".join(texts)), "text_sizes": numbers(map(len, texts)),
-        "rounds": numbers(len(one.rounds) for one in all_of_them),
-    }  # fmt: skip
+        "ids": flat(ids),
+        "sizes": numbers(map(len, ids)),
+        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
+    }
 
 
 def unpack(eval_items: Sequence[Item], arrays: Arrays) -> Prepared:
     """What was packed. Raises ValueError or KeyError for arrays of something else."""
     about = json.loads(arrays["about"].tobytes())
-    ids, keys = iter(cut(arrays["ids"], arrays["sizes"])), arrays["keys"].tobytes().decode()
-    pairs = (tuple(zip(span[::2], span[1::2], strict=True)) for span in cut(arrays["spans"], arrays["span_sizes"]))
-    spans = (None if none else span for span, none in zip(pairs, arrays["no_spans"].tolist(), strict=True))
-    whole, at, texts = arrays["texts"].tobytes().decode("utf-8"), 0, []
-    for size in arrays["text_sizes"].tolist():
-        texts.append(whole[at : at + size])
-        at += size
-    left = iter(texts)
-    found = [
-        TokenExample(
-            next(ids), next(ids), keys[at : at + 64], next(left), next(spans), next(spans), tuple(islice(left, rounds))
-        )
-        for at, rounds in zip(range(0, len(keys), 64), arrays["rounds"].tolist(), strict=True)
-    ]
+    ids = iter(cut(arrays["ids"], arrays["sizes"]))
+    found = [TokenExample(next(ids), next(ids), key, text, _spans(turns), _spans(learnt), tuple(rounds))
+             for key, text, turns, learnt, rounds in about["examples"]]  # fmt: skip
     examples, sources = iter(found), []
     for one in about["sources"]:
         overlap = Overlap(eval_items, about["ngram"], one["examples"], one["dropped"], Counter(dict(one["by_item"])))
@@ -173,5 +158,5 @@ def unpack(eval_items: Sequence[Item], arrays: Arrays) -> Prepared:
     return Prepared(sources, list(examples), about["shares"])
 
 
-def _bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+def _spans(pairs: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if pairs is None else tuple((start, stop) for start, stop in pairs)
