@@ -29,7 +29,7 @@ from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.config.terms import OF_EMBEDDED, require_terms
 from jobs.errors import DataError, DiskFull, UserError
 from jobs.lock import exclusive
-from jobs.runs.atomic import files_below, sha256_of
+from jobs.runs.atomic import files_below, known_sha256, sha256_of
 
 MANIFEST = "prefill-cache.json"
 FORMAT = 1  # raised whenever the same wheels, or the same GGUF file, are made into other files (gguf.py)
@@ -74,7 +74,6 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-_VERIFIED: dict[Path, list[tuple[object, ...]]] = {}  # of each directory, the state of the files that were right
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -172,27 +171,22 @@ def _verified(directory: Path, wheels: Sequence[Wheel]) -> Path:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in manifest["files"].items()]
-        old = {manifest.get("wheel"): manifest.get("wheel_sha256")}  # as the first caches were written, of one wheel each
+        old = {
+            manifest.get("wheel"): manifest.get("wheel_sha256")
+        }  # as the first caches were written, of one wheel each
         made = manifest.get("wheels", old), manifest.get("format", 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
     if made != (_digests(wheels), FORMAT):
         fact = "was made of other wheels, or by other rules, by another version of this program"
         raise DataError(directory, fact, remedy)
-    state: list[tuple[object, ...]] = []
     for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
-        found = path.stat()
-        if found.st_size != size:
-            raise DataError(path, f"damaged cache: {found.st_size} bytes, expected {size}", remedy)
-        state.append((path, sha256, found.st_ino, found.st_mtime_ns, found.st_ctime_ns))
-    if state == _VERIFIED.get(directory):
-        return directory
-    for path, _, sha256 in expected:
-        if (digest := sha256_of(path)) != sha256:
+        if (found := path.stat().st_size) != size:
+            raise DataError(path, f"damaged cache: {found} bytes, expected {size}", remedy)
+        if (digest := known_sha256(path)) != sha256:
             raise DataError(path, f"damaged cache: sha256 {digest}, expected {sha256}", remedy)
-    _VERIFIED[directory] = state
     return directory
 
 
