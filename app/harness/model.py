@@ -30,7 +30,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     from app.harness.fewshot import leave_scored_item_out
-    from app.harness.generate import Answers
+    from app.harness.generate import greedy_answers
 except ModuleNotFoundError as error:
     raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
@@ -220,7 +220,7 @@ class PrefillLM(TemplateLM):
             raise ConfigError(f"mask {self.mask}", "cannot generate: an answer token would have to see those after it",
                               "use mask=prefix or mask=causal")  # fmt: skip
         texts = [""] * len(requests)
-        for index, text in Answers(self).to([request.args for request in requests]):
+        for index, text in greedy_answers(self, [request.args for request in requests]):
             texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts
