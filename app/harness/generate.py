@@ -1,6 +1,7 @@
 """`generate_until` for lm-evaluation-harness: greedy answers up to a stop sequence, in batches of prompts of like length."""
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
@@ -24,7 +25,7 @@ def greedy_answers(lm: Any, asked: Sequence[tuple[str, dict[str, Any]]]) -> Iter
     Raises:
         ConfigError: generation_kwargs ask for more than greedy decoding.
     """
-    loaded, alike = lm.loaded, dict[tuple[Any, ...], list[tuple[int, list[int]]]]()
+    loaded, alike = lm.loaded, dict[tuple[Any, ...], list[tuple[int, list[int], int]]]()
     for index, (prompt, settings) in enumerate(asked):
         until, new = _settings(lm, settings)
         ids = lm.tok_encode(prompt)
@@ -35,14 +36,15 @@ def greedy_answers(lm: Any, asked: Sequence[tuple[str, dict[str, Any]]]) -> Iter
                             "set bos_token in tokenizer_config.json")  # fmt: skip
         room = loaded.max_length - new
         lm.counts["contexts_truncated"] += len(ids) > room
-        alike.setdefault((until, new, loaded.is_long(len(ids[-room:]))), []).append((index, ids[-room:]))
+        ids = ids[-room:]
+        alike.setdefault((until, new, loaded.is_long(len(ids))), []).append((index, ids, len(ids) + new))
     for (until, new, _), rows in alike.items():
-        rows.sort(key=lambda row: -len(row[1]))
-        for batch in padded(rows, lm.batch_tokens, width=lambda row, new=new: len(row[1]) + new):
-            prompts = [ids for _, ids in batch]
+        rows.sort(key=itemgetter(2), reverse=True)
+        for batch in padded(rows, lm.batch_tokens, width=itemgetter(2)):
+            prompts = [ids for _, ids, _ in batch]
             stopping = stop_sequences_criteria(loaded.tokenizer, list(until), len(prompts[0]), len(prompts))
             found = generate(loaded, prompts, lm.mask, max_new_tokens=new, stopping=stopping)
-            for (index, _), ids in zip(batch, found, strict=True):
+            for (index, *_), ids in zip(batch, found, strict=True):
                 text = loaded.tokenizer.decode(ids, skip_special_tokens=True)
                 yield index, postprocess_generated_text(text, list(until), None)
 

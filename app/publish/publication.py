@@ -139,7 +139,7 @@ def _without(places: Mapping[str, str], file: Path | bytes) -> Path | bytes:
     content = file if isinstance(file, bytes) else file.read_bytes()
     found = content.decode()
     for place, instead in places.items():
-        found = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w-])", lambda _, instead=instead: instead, found)
+        found = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w-])", instead.replace("\\", r"\\"), found)
     return file if found.encode() == content else found.encode()
 
 

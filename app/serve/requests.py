@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP = 16, 4, 20
 MOST_PROMPTS = 64
@@ -66,6 +66,11 @@ class Common(BaseModel):
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:  # as in OpenAI's API null stands where nothing is given
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
+
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -121,8 +126,6 @@ def parse(kind: type[Body], content: bytes) -> Body:
         json.dumps(given, ensure_ascii=False).encode()  # half of a surrogate pair has no encoding
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
-    if isinstance(given, dict):  # as in OpenAI's API null is what stands there where nothing is given
-        given = {name: value for name, value in given.items() if value is not None}
     try:
         return kind.model_validate(given)
     except ValidationError as error:
