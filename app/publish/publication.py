@@ -181,10 +181,13 @@ class Hub:
         """One commit on the main branch, and its tag; returns the address.
 
         Raises:
-            UserError: the repository holds something else, the hub refuses, or does not answer.
+            UserError: the repository holds something else, or is public against `private`, the hub refuses, or does not answer.
         """
         try:
-            there = self._there(what.repo)
+            there, public = self._there(what.repo)
+            if private and public:
+                fact = "exists and is public, and --private makes no repository private that exists"
+                raise ConfigError(f"--to {what.repo}", fact, "name another one, or make it private on the hub")
             if there and RECORD not in there:
                 fact = f"exists and holds something else, such as {there[0]}"
                 raise ConfigError(f"--to {what.repo}", fact, "name another one")
@@ -203,9 +206,12 @@ class Hub:
                               "the same command goes on where it stopped") from None  # fmt: skip
         return f"{self._api.endpoint}/{what.repo}/tree/{what.tag}"
 
-    def _there(self, repo: str) -> list[str]:
+    def _there(self, repo: str) -> tuple[list[str], bool]:
+        """The files of a repository, and whether everybody may read them."""
         try:
-            files = self._api.model_info(repo, timeout=30).siblings or []
+            found = self._api.model_info(repo, timeout=30)
         except RepositoryNotFoundError:
-            return []
-        return sorted(file.rfilename for file in files if file.rfilename != ".gitattributes")
+            return [], False
+        return sorted(
+            file.rfilename for file in found.siblings or [] if file.rfilename != ".gitattributes"
+        ), not found.private

@@ -193,6 +193,17 @@ def test_an_adapter_goes_alone_with_the_name_of_its_base(hub: Hub, command: Comm
     assert ModelCard(hub.files["README.md"].decode()).data.library_name == "peft"
 
 
+def test_what_shall_be_private_is_not_sent_into_a_repository_that_is_public(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    write(tmp_path, "stage3b")
+    publish(command, tmp_path, "--private").refused("exists and is public", "make it private on the hub")
+    assert hub.commits == hub.puts == 0
+    hub.private = True
+    publish(command, tmp_path, "--private").fine()
+    assert hub.commits == 1
+
+
 def test_a_repository_of_somebody_s_is_left_alone(hub: Hub, command: Command, tmp_path: Path) -> None:
     write(tmp_path, "stage3b")
     hub.files = {".gitattributes": b"", "theirs.bin": b"x"}
