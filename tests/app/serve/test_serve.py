@@ -111,6 +111,18 @@ def test_an_answer_goes_on_after_its_prompt_where_a_tokenizer_begins_a_text_with
     assert [one.text for one in told] == [" cat", "s"]
 
 
+@pytest.mark.parametrize("stop", [(), ("zzz", "\u672cX")])
+def test_half_a_character_or_half_a_stop_string_waits_for_its_other_half(stop: tuple[str, ...], loaded: Loaded) -> None:
+    text, told = "h\u00e9 \U0001f600\U0001f468\u200d\U0001f469 \u65e5\u672c\u8a9e zz", list[Any]()
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    row = Row([7], Document(1, 1), Sampling(len(ids), stop=stop), told.append)
+    for id in ids:
+        row.add(Token(id, None), loaded.tokenizer)
+    parts = [one.text for one in told]
+    assert "".join(parts) == text and len(ids) > len(text) and told[-1].finish == "length"
+    assert len(parts) > 5 and not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
+
+
 # ---- streams, stops, samples -------------------------------------------------------------------------------------------
 
 
