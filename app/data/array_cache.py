@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from itertools import accumulate, chain
@@ -150,13 +150,13 @@ def numbers(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int32)
 
 
-def flat(ids: Iterable[tuple[int, ...]]) -> np.ndarray:
-    return numbers(chain.from_iterable(ids))
+def joined(ids: Sequence[tuple[int, ...]]) -> Arrays:
+    return {"ids": numbers(chain.from_iterable(ids)), "sizes": numbers(map(len, ids))}
 
 
-def cut(flat: np.ndarray, sizes: np.ndarray) -> list[tuple[int, ...]]:
-    """What `flat` joined, `sizes` numbers each. Raises ValueError for sizes that are not those of `flat`."""
-    ids, ends = flat.tolist(), list(accumulate(sizes.tolist()))
+def parted(arrays: Arrays) -> list[tuple[int, ...]]:
+    """What `joined` was given. Raises ValueError for sizes of other numbers."""
+    ids, ends = arrays["ids"].tolist(), list(accumulate(arrays["sizes"].tolist()))
     if len(ids) != (ends or [0])[-1]:
         raise ValueError("sizes of other numbers")
     return [tuple(ids[start:end]) for start, end in zip([0, *ends], ends, strict=False)]

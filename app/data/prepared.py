@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.data import array_cache
-from app.data.array_cache import Arrays, cut, flat, numbers
+from app.data.array_cache import Arrays, joined, parted
 from app.data.contents import eval_content, train_content
 from app.data.decontamination import Overlap, together
 from app.data.examples import DataReport, TokenExample
@@ -137,17 +137,13 @@ def pack(job: Job, data: Prepared) -> Arrays | None:
     rest = [[one.key, one.text, one.turns, one.learnt, one.rounds] for one in all_of_them]
     about = {"sources": counts, "shares": data.shares, "ngram": data.sources[0].overlap.n, "examples": rest}
     ids = [ids for one in all_of_them for ids in (one.prompt_ids, one.response_ids)]
-    return {
-        "ids": flat(ids),
-        "sizes": numbers(map(len, ids)),
-        "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
-    }
+    return joined(ids) | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
 
 
 def unpack(eval_items: Sequence[Item], arrays: Arrays) -> Prepared:
     """What was packed. Raises ValueError or KeyError for arrays of something else."""
     about = json.loads(arrays["about"].tobytes())
-    ids = iter(cut(arrays["ids"], arrays["sizes"]))
+    ids = iter(parted(arrays))
     found = [TokenExample(next(ids), next(ids), key, text, _spans(turns), _spans(learnt), tuple(rounds))
              for key, text, turns, learnt, rounds in about["examples"]]  # fmt: skip
     examples, sources = iter(found), []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.data import array_cache
-from app.data.array_cache import Arrays, cut, flat, kept, numbers
+from app.data.array_cache import Arrays, joined, kept, numbers, parted
 from app.scoring.encode import ENCODERS, Boundary, Request
 from jobs.config.schema import ScoreFormat
 
@@ -53,19 +53,16 @@ def requests_ahead(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> Iterator[
 
 
 def _pack(requests: Sequence[Request]) -> Arrays:
-    """Each distinct context once, since the choices of an item share one."""
+    """Each distinct context once, since the choices of an item share one; then the continuations."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(r.context for r in requests))}
     return {
-        "contexts": flat(contexts), "context_sizes": numbers(map(len, contexts)),
+        **joined([*contexts, *(r.continuation for r in requests)]),
         "context": numbers(contexts[r.context] for r in requests),
-        "continuations": flat(r.continuation for r in requests),
-        "continuation_sizes": numbers(len(r.continuation) for r in requests),
         "boundary": numbers(_BOUNDARIES.index(r.boundary) for r in requests),
-    }  # fmt: skip
+    }
 
 
 def _unpack(arrays: Arrays) -> list[Request]:
-    contexts = cut(arrays["contexts"], arrays["context_sizes"])
-    continuations = cut(arrays["continuations"], arrays["continuation_sizes"])
-    whole = zip(arrays["context"].tolist(), continuations, arrays["boundary"].tolist(), strict=True)
-    return [Request(contexts[context], rest, _BOUNDARIES[boundary]) for context, rest, boundary in whole]
+    ids, of = parted(arrays), arrays["context"].tolist()
+    whole = zip(of, ids[len(ids) - len(of) :], arrays["boundary"].tolist(), strict=True)
+    return [Request(ids[context], rest, _BOUNDARIES[boundary]) for context, rest, boundary in whole]

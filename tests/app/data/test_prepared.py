@@ -204,7 +204,7 @@ def test_more_examples_than_are_kept_are_not_copied_for_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(array_cache, "MOST", 2000)
-    monkeypatch.setattr(prepared, "flat", lambda ids: pytest.fail("copied"))
+    monkeypatch.setattr(prepared, "joined", lambda ids: pytest.fail("copied"))
     assert another_process(job_of(chats(tmp_path / "a.jsonl")), tokenizer_of()).examples and not cache.exists()
 
 
