@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vast.shell.host_reports import checkpoint_name, run_name
+from vast.shell.host_reports import checkpoint_name, count, run_name
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last
@@ -72,11 +72,11 @@ class Listing:
 def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Listed:
     if not isinstance(entry, dict):
         raise ListingRefused("an entry of the listing is no object")
-    path, size, sha256 = entry.get("path"), entry.get("size"), entry.get("sha256")
+    path, size, sha256 = entry.get("path"), count(entry.get("size")), entry.get("sha256")
     source = entry.get("from") or path
     if not isinstance(path, str) or not is_safe(path) or not isinstance(source, str) or not is_safe(source):
         raise ListingRefused(f"the path {path!r:.100} (from {source!r:.100}) is not one of a run")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if size is None:
         raise ListingRefused(f"{path}: its size is no number of bytes")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise ListingRefused(f"{path}: its sha256 is none")

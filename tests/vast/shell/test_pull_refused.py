@@ -111,6 +111,7 @@ def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
         {"files": None},
         {"files": ["x"]},
         {"files": [{"path": f"{RUN}/x", "size": -1, "sha256": None}]},
+        {"files": [{"path": f"{RUN}/x", "size": 10**400, "sha256": None}]},
         {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": "abc"}]},
         {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": None}] * 2},
     ],
