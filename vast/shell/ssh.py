@@ -4,12 +4,14 @@ Host keys are always checked: a key is trusted at the first contact only (vast/s
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import shlex
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +78,14 @@ class SshTransport:
         return _private_directory()
 
     def _link(self) -> None:
-        """Also again, since systems remove temporary files after some days while a supervisor still runs."""
+        """Also again, since systems remove temporary files after some days while a supervisor still runs.
+
+        Raises PermissionError where another user has put a directory or a link there meanwhile, with host keys of their own.
+        """
         self._private.mkdir(mode=0o700, exist_ok=True)
+        found = self._private.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is not a directory of this user", str(self._private))
         public = self._key.with_name(self._key.name + PUBLIC)
         for name, target in (("run", self._directory), (KEY + PUBLIC, public), (KEY, self._key)):
             with suppress(FileExistsError):
@@ -149,8 +157,7 @@ class SshTransport:
 
     def argv(self, address: Address, master: str = "auto") -> list[str]:
         """ssh and its options, without the host. Nothing is read from the user's or the system's configuration."""
-        if not (self._private / KEY).is_symlink():
-            self._link()
+        self._link()
         name = pins.alias(self._pin(), address)
         known = bool(pins.keys(self._private / PINNED, name))
         options = {

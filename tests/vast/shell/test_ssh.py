@@ -134,6 +134,18 @@ def test_a_private_directory_that_was_cleaned_away_is_made_again(bench: Bench) -
     assert "StrictHostKeyChecking=yes" in bench.last()
 
 
+def test_a_private_directory_of_another_user_is_not_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is in the list of processes: once a cleaner has removed it, others can put known_hosts of their own there."""
+    run(bench)
+    shutil.rmtree(bench.ssh._private)
+    bench.ssh._private.symlink_to(bench.run)
+    refused = run(bench)
+    assert (refused.kind, refused.err) == ("not-run", f"{bench.ssh._private}: is not a directory of this user")
+    bench.ssh._private.unlink()
+    monkeypatch.setattr("vast.shell.ssh.os.geteuid", lambda: os.getuid() + 1)
+    assert run(bench).kind == "not-run" and len(bench.calls()) == 1
+
+
 def test_a_temporary_directory_that_is_too_deep_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench
 ) -> None:
