@@ -20,6 +20,7 @@ from vast.records import status as statuses
 from vast.records.overview import as_html, as_text, overview
 from vast.records.report import burn_in_words
 from vast.records.run_dir import Folder, find, folders
+from vast.secrets import printable
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
 
@@ -97,7 +98,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
         if part is not None:
             text, following = part
             answered = True
-            click.echo(text, nl=False)
+            # The machine may be somebody else's, and a terminal would act on its control characters.
+            click.echo(printable(click.unstyle(text), keep="\n\r\t"), nl=False)
             if shown is None or following > shown:
                 shown = following
                 continue  # one answer may hold a part of it only

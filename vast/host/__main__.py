@@ -5,6 +5,7 @@ Standard library only, Python 3.11: an ssh session sees nothing of the image's e
 """
 
 import argparse
+import codecs
 import json
 import os
 import sys
@@ -40,7 +41,10 @@ def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str,
         kept = b"".join(data.splitlines(keepends=True)[-tail:]) if tail else b""
         offset += len(data) - len(kept)
         data = kept
-    return {"offset": offset, "next": offset + len(data), "text": data.decode(errors="replace")}
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    rest = len(decoder.getstate()[0])  # a character of which the end is to come
+    return {"offset": offset, "next": offset + len(data) - rest, "text": text}
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -214,6 +214,18 @@ def test_the_log_is_read_from_its_end_or_followed(machine: Rented) -> None:
     assert machine.ask("log", "--follow-from", "999999")["offset"] == 0  # another log than the one that was followed
 
 
+def test_a_character_of_which_half_is_written_is_shown_once_it_is_whole(machine: Rented) -> None:
+    """Progress bars are full of characters of three bytes, and one answer ends after a number of bytes."""
+    log = machine.root / ".runner" / "job.log"
+    log.parent.mkdir()
+    log.write_bytes("1 █".encode()[:-1])
+    half = machine.ask("log")
+    assert (half["text"], half["next"]) == ("1 ", 2)
+    log.write_bytes("1 █\n".encode())
+    whole = machine.ask("log", "--follow-from", str(half["next"]))
+    assert (whole["text"], whole["next"]) == ("█\n", 6)
+
+
 @pytest.mark.parametrize(
     "argv", [["nothing"], ["look", "--rot", "x"], ["lease"], ["lease", "--until", "-1"], ["log", "--tail", "x"], ["stop", "--grace", "nan"]]
 )  # fmt: skip

@@ -215,6 +215,11 @@ def test_any_other_code_is_that_of_the_program_on_the_host(bench: Bench, code: i
     assert (reply.kind, reply.code, reply.good) == ("ok", code, code == 0)
 
 
+def test_the_reason_of_a_failure_is_one_bounded_line_that_a_terminal_only_shows() -> None:
+    reason = Reply("ok", 1, err="first\n\x1b[2J\u202ered" + "y" * 10_000 + "\n").reason
+    assert reason.startswith("exit code 1:  [2J red") and reason.isprintable() and len(reason) < 600
+
+
 def test_what_is_not_known_is_unreachable() -> None:
     assert outcome(Ended(255, err="")).kind == "unreachable"
     assert outcome(Ended(-9)).kind == "unreachable"
