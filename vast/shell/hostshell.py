@@ -18,7 +18,7 @@ from vast.secrets import Secret
 from vast.shell import burn_in, host_reports, push
 from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
-from vast.shell.pull import pull
+from vast.shell.pull import LEAST, free_bytes, pull
 from vast.shell.push import Input
 from vast.shell.transport import FREELY, Pace, Reply, Transport
 
@@ -243,8 +243,11 @@ class HostShell:
         if address is None:
             return None
 
+        def going() -> bool:
+            return proceed() and free_bytes(self.copy.runs_dir) >= LEAST
+
         def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit, pace = push.time_for(size), self._pace(address, proceed)
+            limit, pace = push.time_for(size), self._pace(address, going)
             return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
         came, copy, done, pulled = 0, self.copy, False, Pulled(False)

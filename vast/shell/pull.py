@@ -22,17 +22,17 @@ from vast.shell.local_copy import Known, LocalCopy
 from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
+LEAST = RESERVE // 2  # with less, a transfer ends: a host may send more than it has listed, and others write here too
 SHOWN = 3  # problems named in a message
 
 Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how many bytes are to come
 
 
-def pull(
-    copy: LocalCopy,
-    listing: Listing,
-    fetch: Fetch,
-    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
-) -> Pulled:
+def free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
+
+
+def pull(copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int] = free_bytes) -> Pulled:
     """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk.
 
     free: bytes free on the disk of a directory.
@@ -71,7 +71,7 @@ class _Pull:
             return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         came = max(0, sum(map(self._staged_size, wanted)) - held)  # also of files that are fetched again or continued
-        if reply.no_room:
+        if reply.no_room or (not reply.good and self.free(copy.staging) < LEAST):
             return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
             return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)

@@ -45,6 +45,25 @@ def test_nothing_is_fetched_that_would_fill_the_disk(
     assert pulled.local_disk_full and not way.fetched
 
 
+def test_a_host_that_sends_more_than_it_listed_does_not_fill_the_disk(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.train(100)
+    free = [pull.RESERVE + 10**6]
+    monkeypatch.setattr(pull.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    went_on: list[bool] = []
+
+    def endless(into: Path) -> None:
+        went_on.append(way.paces[-1].proceed())
+        free[0] = pull.RESERVE // 2 - 1
+        went_on.append(way.paces[-1].proceed())
+
+    way.on_fetch, way.breaks_after = endless, 1
+    pulled = ours.pull()
+    assert went_on == [True, False]
+    assert pulled.local_disk_full and pulled.bytes > 0 and not (ours.own / "staging").exists()
+
+
 @pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
 def test_a_pull_leaves_room_for_the_journal(
     host: DirectoryHost, way: DirectoryTransport, ours: Ours, spare: int, full: bool
