@@ -134,6 +134,8 @@ def with_hosts(wiring: Wiring) -> Wiring:
     path = wiring.environ.get(HOSTS)
     if not path:
         return wiring
+    if not Path(path).is_file():
+        raise ConfigError(f"${HOSTS}={path}", "no such file", "name the list of machines, or unset it for the market")
     hosts = load(Path(path))
     key = Path(hosts.key).expanduser()
     if not key.is_file():
