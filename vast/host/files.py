@@ -134,7 +134,7 @@ class _Listing:
 
     def _tree(self, directory: Path) -> None:
         for path in sorted(directory.rglob("*")):
-            if path.is_file() and not path.is_symlink() and not _is_left_out(path):
+            if path.is_file() and not _is_left_out(path):
                 self.whole(path)
 
     def whole(self, path: Path) -> None:
@@ -167,4 +167,5 @@ class _Listing:
 
 
 def _is_left_out(path: Path) -> bool:
-    return path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    """Links too: rsync brings none, and a listed file that never comes makes every pull fail."""
+    return path.is_symlink() or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))

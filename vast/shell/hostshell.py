@@ -92,7 +92,7 @@ class HostShell:
         known = (failures[contact] for contact in WORST if contact in failures)
         worst = next(known, Host("unreachable", message="no address is known"))
         if worst.message != self._failure:
-            log.warning("ssh: %s", worst.message)  # once, however often it is tried again
+            log.warning("no contact: %s", worst.message)  # once, however often it is tried again
         self._failure = worst.message
         return None, worst
 
@@ -290,5 +290,5 @@ class HostShell:
 
 def _cause(address: Address, reply: Reply) -> str:
     """Why nothing came of a probe, on one printable line: the address, what it means, and the words of ssh."""
-    meaning = MEANINGS.get(reply.kind, "cannot be reached")
-    return host_reports.word(f"{address.host}:{address.port} {meaning} ({reply.reason})") or ""
+    at = f"{address.host}:{address.port}" if address.port else address.host  # a container has none
+    return host_reports.word(f"{at} {MEANINGS.get(reply.kind, 'cannot be reached')} ({reply.reason})") or ""

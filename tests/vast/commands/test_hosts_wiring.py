@@ -74,7 +74,11 @@ def test_an_open_run_of_the_same_profile_file_is_found_although_its_path_differs
 
 @pytest.mark.parametrize(
     ("text", "fact"),
-    [("key: /no/such/key\n", "no such private key: /no/such/key"), ("ports: 3\n", "ports"), (None, "no such file; name the list of machines, or unset it")],
+    [
+        ("key: /no/such/key\n", "no such private key: /no/such/key"),
+        ("ports: 3\n", "ports"),
+        (None, "no such file; name the list of machines, or unset it"),
+    ],
 )
 def test_a_mistake_in_the_list_is_one_line(tmp_path: Path, text: str | None, fact: str) -> None:
     path = tmp_path / "hosts.yaml"

@@ -137,6 +137,13 @@ def test_a_checkpoint_that_vanishes_while_it_is_held_is_not_listed_in_part(
     assert not list((tmp_path / ".hold").rglob(".*.tmp"))
 
 
+def test_a_link_in_a_run_is_not_listed_since_no_pull_brings_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "latest.txt").symlink_to("log.txt")
+    job(tmp_path, runs=True)
+    assert [path for path in listed(tmp_path) if path.endswith(".txt") and "/host/" not in path] == [f"{RUN}/log.txt"]
+
+
 def test_without_hard_links_the_files_are_listed_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def test_the_reason_of_an_ssh_failure_is_reported_once_until_it_changes(
     way.kinds = dict.fromkeys(BOTH, kind)
     for _ in range(3):
         assert shell.probe(BOTH).message.startswith(f"{DIRECT.host}:{DIRECT.port} {said}")
-    assert [record.getMessage() for record in caplog.records] == [f"ssh: {shell.probe(BOTH).message}"]
+    assert [record.getMessage() for record in caplog.records] == [f"no contact: {shell.probe(BOTH).message}"]
     way.kinds = {}
     assert shell.probe(BOTH).contact == "ok"
     way.kinds = dict.fromkeys(BOTH, kind)
