@@ -94,7 +94,9 @@ class _Listing:
         for path in sorted(self.run.iterdir()) if everything else ():
             settled = over or path.name == "final"  # which came by a rename, and is whole
             if settled and path.is_dir() and path.name not in ("checkpoints", HOST) and not path.name.endswith(".tmp"):
-                self._tree(path)
+                for file in sorted(path.rglob("*")):
+                    if file.is_file() and not _is_left_out(file):
+                        self.whole(file)
         if over and (there := hostruns.checkpoints(self.root, self.run)):
             # nothing is pruned any more: the newest of all is wanted
             snapshot.release(self.root, self.run, keep=self.root / SNAPSHOTS / there[-1].name)
@@ -131,11 +133,6 @@ class _Listing:
         except OSError:
             return path
         return link
-
-    def _tree(self, directory: Path) -> None:
-        for path in sorted(directory.rglob("*")):
-            if path.is_file() and not _is_left_out(path):
-                self.whole(path)
 
     def whole(self, path: Path) -> None:
         """A file that is replaced whole, if it is there."""

@@ -64,10 +64,6 @@ class Listing:
         self.more = answer.get("more") is True  # another run of the campaign is to be listed
         self.done = answer.get("done") is True  # the whole job is
 
-    @property
-    def of_checkpoint(self) -> list[Listed]:
-        return [one for one in self.files if is_in_checkpoints(one.path)]
-
 
 def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Listed:
     if not isinstance(entry, dict):
@@ -93,12 +89,6 @@ def is_safe(path: object) -> bool:
     if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
         return False
     return not any(part in (".", "..") for part in path.split("/"))
-
-
-def is_in_checkpoints(path: str) -> bool:
-    """STAGE/RUN/checkpoints/checkpoint-N/..."""
-    parts = path.split("/")
-    return len(parts) > 4 and parts[2] == "checkpoints"
 
 
 def _names_whole(checkpoint: str, files: list[Listed]) -> bool:

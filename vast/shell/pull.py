@@ -149,7 +149,7 @@ class _Pull:
         copy, listing = self.copy, self.listing
         run = listing.run
         last = [f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"]
-        in_checkpoint = {one.path for one in listing.of_checkpoint}
+        in_checkpoint = {one.path for one in listing.files if one.path.startswith(f"{run}/checkpoints/")}
         if run is not None:
             copy.write(run, self._known(good))
         for one in good:
