@@ -82,19 +82,11 @@ def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
     return {
         **{key: state[key] for key in ("phase", "attempt", "exit_code", "end_reason", "fingerprint", "fixes")},
         "run": None if run is None else hostruns.name_of(root, run),
-        **progress(beat, clock),
-        **({"beat_age": age} if not beat and (age := age_without_beat(state, clock)) is not None else {}),
-        "checkpoint": found[-1].name if found else None,
-        "complete": hostruns.is_done(root, state, run),
-    }
-
-
-def progress(beat: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
-    """step, total, loss, tokens_per_s, beat_age from heartbeat.json."""
-    return {
         **{key: int(finite(beat.get(key)) or 0) for key in ("step", "total")},
         **{key: finite(beat.get(key)) for key in ("loss", "tokens_per_s")},
-        "beat_age": beat_age(beat, clock),
+        "beat_age": beat_age(beat, clock) if beat else age_without_beat(state, clock),
+        "checkpoint": found[-1].name if found else None,
+        "complete": hostruns.is_done(root, state, run),
     }
 
 

@@ -131,10 +131,6 @@ class LocalCopy:
         self.mend()
         return Pulled(True, run, self.newest(deep=True), self.is_complete())
 
-    def is_foreign(self, run: str) -> bool:
-        """A directory of that name exists, and no pull made it."""
-        return run not in self.receipt.runs and (self.runs_dir / run).exists()
-
     # ---- changing it
 
     def write(self, run: str, files: dict[str, Known]) -> None:

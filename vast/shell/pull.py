@@ -58,9 +58,10 @@ class _Pull:
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
-        if listing.run is not None and copy.is_foreign(listing.run):
-            foreign = f"{copy.runs_dir / listing.run}: is here and was not brought by this rented run; move it away"
-            return Pulled(False, listing.run, message=foreign)
+        run = listing.run
+        if run is not None and run not in copy.receipt.runs and (copy.runs_dir / run).exists():
+            foreign = f"{copy.runs_dir / run}: is here and was not brought by this rented run; move it away"
+            return Pulled(False, run, message=foreign)
         copy.mend()
         wanted = [one for one in listing.files if one.sha256 is None or not copy.has(one.path, one.size, one.sha256)]
         self._prepare(wanted)
