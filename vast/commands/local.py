@@ -45,7 +45,7 @@ POLICY_NAME = "vast/local/policy.yaml"
 @click.option("--mount", "readable", multiple=True, envvar="MOUNTS", metavar="PATH",
               help="Readable in the container under the same path, such as data that a profile names. Repeatable.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of the container, too. Repeatable.")
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
               help=f"A policy file, laid over vast/policy.yaml and {POLICY_NAME}.")  # fmt: skip
 @job_options
 @runs_option
@@ -67,8 +67,8 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
     start.run_secrets(policy, wiring.environ)
-    engine = reach(wiring.environ)
-    spec = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
+    engine, identity = reach(wiring.environ)
+    spec = decide(engine, identity, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
     run_id = plans.run_id_of(asked.stage, now, token_hex(2))
@@ -95,11 +95,11 @@ def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> 
     return policies.load(path, options, over={POLICY_NAME: POLICY})
 
 
-def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
+def decide(engine: Engine, identity: str, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
     """The container spec, once the image is here (pulled if absent). Raises UserError before anything is made."""
     where = f"--image {image}"
     try:
-        info, identity = engine.info(), engine.identity()
+        info = engine.info()
         try:
             image_id = engine.image(image)
         except Missing:

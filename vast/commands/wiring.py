@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.errors import ConfigError, RunStateError, UserError
+from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
 from vast import policy as policies
@@ -21,7 +21,6 @@ from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
-from vast.local.engine_errors import EngineError
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.marketplace.account_key import find_key
@@ -99,10 +98,7 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
 
 def engine(environ: Mapping[str, str]) -> str:
     """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    try:
-        return f"answers: {reach(environ).identity()}"
-    except EngineError as error:
-        raise UserError("docker", f"the engine does not answer: {error}", "start it") from None
+    return f"answers: {reach(environ)[1]}"
 
 
 @dataclass(frozen=True)
@@ -178,11 +174,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
 def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
     """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
-    engine = reach(environ)
-    try:
-        found = engine.identity()
-    except EngineError as error:
-        raise RunStateError(folder.path, f"the container engine does not answer: {error}", "start it") from None
+    engine, found = reach(environ)
     if found != known.engine:
         fact = f"its container is on the engine {known.engine}, and {found} answers"
         raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")

@@ -23,8 +23,8 @@ CHUNK = 1 << 16
 MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
 
 
-def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
-    """The engine of DOCKER_HOST, else of docker's current context. Raises UserError if none answers."""
+def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> tuple["Engine", str]:
+    """The engine of DOCKER_HOST, else of docker's current context, and its identity. Raises UserError if none answers."""
     try:
         import docker
     except ImportError:
@@ -35,15 +35,13 @@ def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
         fact = "is reached by ssh, which is not supported here"
         raise UserError(f"DOCKER_HOST={host}", fact, "set DOCKER_HOST to a socket of this machine")
     try:
-        client = docker.from_env(timeout=timeout, environment=dict(environ))
-        engine = Engine(client.api)
-        engine.info()
+        engine = Engine(docker.from_env(timeout=timeout, environment=dict(environ)).api)
+        return engine, engine.identity()
     except (EngineError, docker.errors.DockerException, OSError, ValueError) as error:
         where = f"DOCKER_HOST={host}" if host else "docker"
         fact = f"no container engine answers ({brief(error)})"
         remedy = "start it, or set DOCKER_HOST to the socket of yours, rootless and podman's too"
         raise UserError(where, fact, remedy) from None
-    return engine
 
 
 class Engine:
