@@ -33,7 +33,7 @@ runs_option = click.option(
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept; rented ones in vast/ below it.",
 )  # fmt: skip
 policy_option = click.option(
-    "--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    "--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
     help="A policy file, laid over vast/policy.yaml.",
 )  # fmt: skip
 profile_option = click.option(

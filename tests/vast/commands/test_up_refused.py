@@ -33,7 +33,7 @@ from vast.rental.image_registry import Found
         (("--max-hours", "0.2"), {}, ("expected less than caps.hours",)),
         (("--interruptible",), {}, ("--interruptible: goes with --bid",)),
         (("--destroy-on", "always"), {}, ("--destroy-on always: expected done, fail",)),
-        (("--policy", "no-such.yaml"), {}, ("'--policy': File 'no-such.yaml' does not exist; see",)),
+        (("--policy", "no-such.yaml"), {}, ("no-such.yaml: cannot be read: No such file or directory; correct the path",)),
         (("--ssh-key", __file__), {}, (f"{__file__}: is no private key; give the path of one",)),
         (("--ssh-key", "/etc/passwd"), {}, ("/etc/passwd: is no private key",)),
         (("--gpu", "H100"), {}, ("the market has no GPU of that name; use --gpu H100_NVL or H100_PCIE or H100_SXM",)),
