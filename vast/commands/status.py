@@ -90,9 +90,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     answered = False
     while True:
         state = folder.state()
-        machine, closed = state.machine, state.phase is Phase.CLOSED
-        there = machine is not None and machine.starts and machine.addresses
-        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None and there else None
+        closed = state.phase is Phase.CLOSED
+        part = _from_host(folder, wiring, state.machine, shown, tail)
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
         if part is not None:
@@ -112,8 +111,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
 
 
 def _from_host(
-    folder: Folder, wiring: Wiring, machine: Machine, offset: int | None, tail: int
+    folder: Folder, wiring: Wiring, machine: Machine | None, offset: int | None, tail: int
 ) -> tuple[str, int] | None:
+    if machine is None or not machine.starts or not machine.addresses:
+        return None
     with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
         answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
     return None if answer is None else (str(answer["text"]), int(answer["next"]))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 CONNECT: Seconds = 10.0  # for TCP and the server's greeting
 PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
 CLOSE: Seconds = 5.0
-PINNED, CANDIDATES = "run/known_hosts", "candidates"  # files of host keys, below the private directory
+PINNED = "run/known_hosts"  # host keys, below the private directory
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 # Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
@@ -136,16 +136,15 @@ class SshTransport:
         if not ours:
             return self._distrust(address)
         try:
-            pins.adopt(self._private / PINNED, self._private / CANDIDATES, pins.alias(self._pin(), address))
+            pins.adopt(self._private / PINNED, self._candidates(address), pins.alias(self._pin(), address))
         except (UserError, OSError, ValueError) as error:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
     def _distrust(self, address: Address) -> None:
         """Drop the connection, and the host key that it showed."""
         self._drop(address)
-        # Without room it stays a candidate, and a changed key is refused until there is some.
-        with suppress(UserError, OSError):
-            pins.forget(self._private / CANDIDATES, pins.alias(self._pin(), address))
+        with suppress(OSError):
+            self._candidates(address).unlink(missing_ok=True)
 
     def close(self) -> None:
         for address in list(self._used.values()):
@@ -167,7 +166,7 @@ class SshTransport:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "StrictHostKeyChecking": "yes" if known else "accept-new",
-            "UserKnownHostsFile": str(self._private / (PINNED if known else CANDIDATES)),
+            "UserKnownHostsFile": str(self._private / PINNED if known else self._candidates(address)),
             "GlobalKnownHostsFile": "/dev/null",
             "HostKeyAlias": name,
             "CheckHostIP": "no",
@@ -195,6 +194,10 @@ class SshTransport:
         path = self._private / hashlib.sha256(pins.alias(self._pin(), address).encode()).hexdigest()[:12]
         self._used[path] = address
         return path
+
+    def _candidates(self, address: Address) -> Path:
+        """Host keys of a machine that has not shown the nonce."""
+        return self._socket(address).with_suffix(".keys")
 
     # ---- outcomes
 

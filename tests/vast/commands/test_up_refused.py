@@ -32,7 +32,7 @@ from vast.rental.image_registry import Found
         (("--max-cost", "1"), {"hours": 6.0}, ("--max-cost: the estimate is 6.0 h", "raise it to 2.")),
         (("--max-hours", "0.2"), {}, ("expected less than caps.hours",)),
         (("--interruptible",), {}, ("--interruptible: goes with --bid",)),
-        (("--destroy-on", "always"), {}, ("--destroy-on always: expected done, fail",)),
+        (("--destroy-on", "always"), {}, ("'--destroy-on': 'always' is not one of 'done,fail', 'done', 'fail', 'none'",)),
         (("--policy", "no-such.yaml"), {}, ("no-such.yaml: cannot be read: No such file or directory; correct the path",)),
         (("--ssh-key", __file__), {}, (f"{__file__}: is no private key; give the path of one",)),
         (("--ssh-key", "/etc/passwd"), {}, ("/etc/passwd: is no private key",)),

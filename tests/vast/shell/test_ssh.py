@@ -104,7 +104,7 @@ def test_a_command_as_it_is_called(bench: Bench) -> None:
     assert bench.last() == (
         "-F /dev/null -i PRIVATE/key -p 40022 -o BatchMode=yes -o ConnectTimeout=10 -o ConnectionAttempts=1"
         " -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=accept-new"
-        " -o UserKnownHostsFile=PRIVATE/candidates -o GlobalKnownHostsFile=/dev/null"
+        f" -o UserKnownHostsFile=PRIVATE/{socket}.keys -o GlobalKnownHostsFile=/dev/null"
         " -o HostKeyAlias=prefill-7-203.0.113.5-40022 -o CheckHostIP=no -o HashKnownHosts=no -o UpdateHostKeys=no -o IdentitiesOnly=yes"
         " -o PreferredAuthentications=publickey -o ForwardAgent=no -o RequestTTY=no -o LogLevel=ERROR -o ControlMaster=auto"
         f" -o ControlPath=PRIVATE/{socket} -o ControlPersist=60 -o IdentityAgent=none"
@@ -178,12 +178,13 @@ def test_a_key_is_accepted_once_and_pinned_when_the_nonce_has_matched(bench: Ben
 
 def test_the_key_of_a_stranger_who_has_the_address_first_does_not_lock_our_machine_out(bench: Bench) -> None:
     run(bench)
+    assert bench.ssh._candidates(HOST).read_text() == "prefill-7-203.0.113.5-40022 ssh-ed25519 AAAA\n"
     bench.ssh.settle(HOST, ours=False)
     assert "StrictHostKeyChecking=accept-new" in bench.ssh.argv(HOST)
-    assert (bench.ssh._private / "candidates").read_text() == ""
+    assert not bench.ssh._candidates(HOST).exists()
     bench.mode("denied")  # the key was met, and nothing of the run could be shown
     run(bench)
-    assert (bench.ssh._private / "candidates").read_text() == ""
+    assert not bench.ssh._candidates(HOST).exists()
 
 
 def test_an_address_that_a_later_instance_is_given_is_a_first_contact_again(bench: Bench) -> None:
