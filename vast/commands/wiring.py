@@ -133,7 +133,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
     if not Path(path).is_file():
         raise ConfigError(f"${HOSTS}={path}", "no such file", "name the list of machines, or unset it for the market")
     hosts = load(Path(path))
-    key = Path(hosts.key).expanduser()
+    key = Path(os.path.expanduser(hosts.key))  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
 

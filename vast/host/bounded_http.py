@@ -120,13 +120,13 @@ def _send(
     proxies: Mapping[str, str] | None, received: Callable[[int, int], None],
 ) -> Response:  # fmt: skip
     class Bounded(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-        def do_open(self, kind: Any, request: urllib.request.Request, **options: Any) -> Any:
+        def do_open(self, http_class: Any, req: urllib.request.Request, **http_conn_args: Any) -> Any:
             def build(host: str, **more: Any) -> Any:
-                connection = kind(host, **more)
+                connection = http_class(host, **more)
                 connection._create_connection = sockets.connect
                 return connection
 
-            return super().do_open(build, request, **options)
+            return super().do_open(build, req, **http_conn_args)
 
     proxy = urllib.request.ProxyHandler(None if proxies is None else dict(proxies))
     opener = urllib.request.build_opener(Bounded, proxy, _AsTheyCome(redirects))
