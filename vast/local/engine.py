@@ -8,8 +8,7 @@ packet with the head of an answer. They use the same session of `requests`, whic
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from jobs.errors import UserError
@@ -170,20 +169,11 @@ class Engine:
                 raise Silent("it has not ended in time")
             time.sleep(0.02)
 
-    @contextmanager
-    def archive(self, container: str, path: str, until: float) -> Iterator[Iterator[bytes]]:
-        """A file or directory as the chunks of a tar archive, also of a container that is paused or dead."""
-
-        def chunks() -> Iterator[bytes]:
-            with classified():  # here too: the reader could take an OSError for one of the disk
-                for chunk in answer.iter_content(CHUNK):
-                    yield chunk
-                    if self.now() >= until:
-                        raise Silent("the time for this transfer is over")
-
+    def archive(self, container: str, path: str) -> Generator[bytes, None, None]:
+        """A file or directory as the chunks of a tar archive, also of a container that is paused or dead. To be closed."""
         options = {"params": {"path": path}, "timeout": (CONNECT, CALL)}
         with classified(), self._stream(self.api._get, "/containers/{0}/archive", container, **options) as answer:
-            yield chunks()
+            yield from answer.iter_content(CHUNK)
 
     def put(self, container: str, directory: str, archive: Iterable[bytes]) -> None:
         """Extract a tar archive into a directory that is there. `archive` may end the transfer by raising."""
