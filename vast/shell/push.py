@@ -100,7 +100,9 @@ def of_run(copy: LocalCopy) -> list[str] | None:
     if checkpoint is None and not final:
         return None
     files = [path.name for path in (copy.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
-    own = [f"{run}/{name}" for name in sorted(files) if name not in NOT_PUSHED and not name.startswith(".")]
+    # A name that no host may list was put there by a person.
+    sent = (name for name in sorted(files) if name not in NOT_PUSHED and not name.startswith("."))
+    own = [f"{run}/{name}" for name in sent if file_list.is_safe(name)]
     return [*own, *final, *([] if checkpoint is None else copy.files_of(checkpoint))]
 
 
