@@ -160,5 +160,6 @@ class _Listing:
 
 
 def _is_left_out(path: Path) -> bool:
-    """Links too: rsync brings none, and a listed file that never comes makes every pull fail."""
-    return path.is_symlink() or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    """Also links, which rsync does not bring, and names that make a listing void: a person's on a machine that was kept."""
+    odd = path.is_symlink() or not hostruns.is_safe(path.name)
+    return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))

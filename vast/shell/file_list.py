@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from vast.host.runs import is_safe
 from vast.shell.host_reports import checkpoint_name, count, run_name
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last
 MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, in this order
 NOT_PULLED = frozenset({"lock"})  # of the process that writes there; no process here holds it
-_PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-LONGEST = 400  # characters of a path
 MOST = 100_000  # files
 
 
@@ -82,13 +81,6 @@ def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Lis
     if not path.startswith(tuple(allowed)) and path != shared:
         raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
-
-
-def is_safe(path: object) -> bool:
-    """Whether it is relative, stays below where it begins, and has no letters that a tool could read otherwise."""
-    if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
-        return False
-    return not any(part in (".", "..") for part in path.split("/"))
 
 
 def _names_whole(checkpoint: str, files: list[Listed]) -> bool:

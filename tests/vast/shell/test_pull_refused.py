@@ -15,6 +15,7 @@ import pytest
 
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
+from vast.host.runs import is_safe
 from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal
@@ -107,7 +108,7 @@ EVIL = ["/etc/passwd", "../outside", f"{RUN}/../../outside", f"{RUN}/./x", f"{RU
 
 @pytest.mark.parametrize(
     ("key", "path"),
-    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not file_list.is_safe(path)],
+    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not is_safe(path)],
 )
 def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
     way: DirectoryTransport, ours: Ours, key: str, path: object
