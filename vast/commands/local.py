@@ -80,7 +80,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
         "image": f"{image} ({spec.image_id.removeprefix('sha256:')[:12]})",
         "container": f"user {spec.user}, GPUs: {spec.gpus}, cache {spec.cache}; removed at the end",
         "caps": f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end",
-        "attempts": f"{policy.attempts} containers, one after the other",
+        "attempts": f"at most {policy.attempts} containers, one after the other",
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, handed over when the job starts",
     })  # fmt: skip
     folder = Folder(runs_dir, run_id)

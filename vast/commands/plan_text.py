@@ -65,7 +65,7 @@ def print_plan(plan: Plan, policy: Policy, work: Work, request: RunRequest, foun
         f"{best.place or 'place unknown'}; the cheapest of {len(found)} that fit, or the next one if it is gone",
         "estimate": estimate,
         "caps": f"${caps.dollars:.2f} and {caps.hours:g} h, of which {caps.reserve_minutes:g} min are kept for the end",
-        "attempts": f"{policy.attempts} machines, one after the other",
+        "attempts": f"at most {policy.attempts} machines, one after the other",
         "destroyed": _destroyed(policy),
         "bid": None if plan.bid is None else bid,
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, sent over ssh when the job starts",
