@@ -3,6 +3,7 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
+import errno
 import re
 import shlex
 import sys
@@ -52,6 +53,16 @@ def wrong_python(error: ImportError) -> UserError:
     if not isinstance(error, ModuleNotFoundError) or name in ("", "app", "jobs", "vast"):
         raise error
     return UserError(sys.executable, f"has no module {name}", remedy)
+
+
+def full_output(error: OSError) -> UserError:
+    """A user's mistake for a standard output without room. Raises `error` itself where it is about something else."""
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and again.errno == error.errno:
+            return DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")
+    raise error
 
 
 def one_line(error: Any, program: str, words: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """The command line, `python -m vast COMMAND`: the commands put together, and mistakes turned into one line."""
 
-import errno
 import logging
 import os
 import sys
@@ -8,7 +7,7 @@ from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 
-from jobs.errors import DiskFull, UserError, one_line, wrong_python
+from jobs.errors import UserError, full_output, one_line, wrong_python
 
 try:
     import click
@@ -71,9 +70,7 @@ def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> in
         click.echo(f"error: {error}", err=True)
         return error.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
-            raise
-        full = DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")
+        full = full_output(error)
         click.echo(f"error: {full}", err=True)
         return full.exit_code
     return code if isinstance(code, int) else 0
