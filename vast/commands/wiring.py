@@ -54,11 +54,6 @@ class ShellContext:
     instance: Callable[[], int | None]  # the current one: host keys are pinned per instance
 
 
-def api_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    parts = urlsplit(environ.get("VAST_URL") or DEFAULT_URL)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
 def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
     """The market, and the account's key for a redactor. Raises AccountKeyError, UrlError."""
     key = find_key(environ, home)
@@ -79,7 +74,9 @@ def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "roo
     """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
     folder, own = context.folder, context.request.ssh_key
     key = key or (None if own is None else Path(own))
-    policy, seen = policies.load(folder.policy), tuple(probes) or (api_address(context.environ),)
+    api = urlsplit(context.environ.get("VAST_URL") or DEFAULT_URL)
+    market = (api.hostname or "", api.port or (443 if api.scheme == "https" else 80))
+    policy, seen = policies.load(folder.policy), tuple(probes) or (market,)
     way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
     return host_shell(
         context, way, lambda: network.is_up(seen), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
