@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
 from importlib import import_module
-from io import TextIOWrapper
 from pathlib import Path
 from pkgutil import iter_modules
 
-from jobs.errors import ConfigError, UserError, full_output, one_line, wrong_python
+from jobs.errors import ConfigError, UserError, accept_any_letter, full_output, one_line, wrong_python
 
 try:
     import click
@@ -67,9 +65,7 @@ def main() -> int:
     collector.begin()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
-    if isinstance(sys.stdout, TextIOWrapper):
-        with suppress(OSError):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end a run
+    accept_any_letter()
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's
         os.environ["TQDM_DISABLE"] = "1"

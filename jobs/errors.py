@@ -8,6 +8,8 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,10 +57,17 @@ def wrong_python(error: ImportError) -> UserError:
     return UserError(sys.executable, f"has no module {name}", remedy)
 
 
+def accept_any_letter() -> None:
+    """No letter that standard output lacks ends a command: `?` on a terminal, an escape in a file, where none may be lost."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "backslashreplace")
+
+
 def full_output(error: OSError) -> UserError:
     """A user's mistake for a standard output without room. Raises `error` itself where it is about something else."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError as again:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and again.errno == error.errno:
             return DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")

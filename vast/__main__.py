@@ -3,11 +3,9 @@
 import logging
 import os
 import sys
-from contextlib import suppress
-from io import TextIOWrapper
 from pathlib import Path
 
-from jobs.errors import UserError, full_output, one_line, wrong_python
+from jobs.errors import UserError, accept_any_letter, full_output, one_line, wrong_python
 
 try:
     import click
@@ -50,9 +48,7 @@ cli.add_command(simulate, "simulate")
 
 def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        with suppress(OSError):
-            sys.stdout.reconfigure(errors="replace")  # a terminal without some letter must not end a supervisor
+    accept_any_letter()
     try:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=wiring)
     except click.ClickException as error:
