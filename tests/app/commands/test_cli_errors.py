@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.errors import wrong_python
+from jobs.errors import EXIT_DISK_FULL, wrong_python
 from tests.app.fakes.command_line import Command, Said, everything_in
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -264,6 +266,34 @@ def test_a_directory_that_is_not_writable_is_refused_before_the_work(
 def test_a_file_of_prompts_that_is_none(content: bytes, said: list[str], command: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     command("generate", "--prompts", tmp_path / "prompts.txt").refused(*said)
+
+
+# ---- an output that takes nothing, or not every letter ------------------------------------------------------------------
+
+
+def test_an_output_that_takes_nothing_or_not_every_letter_is_no_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "█").mkdir()
+    words = ("runs", "--runs-dir", tmp_path / "█")
+    shown = command(*words).out
+    assert any(ord(letter) > 255 for letter in shown)
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "\\u2588"), "in a file no letter is lost"
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(narrow, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "?")
+    with suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = command(*words)
+    assert done.code == EXIT_DISK_FULL
+    assert done.err == "error: standard output: no space left on the disk; free some space, or write it elsewhere\n"
 
 
 # ---- another Python ---------------------------------------------------------------------------------------------------
