@@ -4,7 +4,7 @@ The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
 from vast.policy import Policy
-from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
+from vast.simulate.losses import IN_REACH, RESERVE_MINUTES, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
 from vast.supervisor.reasons import REASONS, SUCCESS
@@ -80,7 +80,6 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
 
 
 SWITCH = 4800.0  # seconds: loading, and the patience of the dead-man's switch
-RESERVE_MINUTES = 15.0  # of vast/policy.yaml
 
 
 def countable(world: World, state: RunState) -> float:

@@ -53,6 +53,8 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
         return 60 * cadence.alert_minutes
     early = cadence.early_minutes
     minutes = early[state.looks] if state.looks < len(early) else cadence.stable_minutes
+    if may_show(t, state, policy):  # a second machine, which bills unseen
+        minutes = min(minutes, cadence.alert_minutes)
     return min(60 * minutes, expected_end(machine))
 
 

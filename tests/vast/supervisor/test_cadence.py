@@ -32,6 +32,14 @@ def test_looks_are_as_dense_as_what_is_waited_for() -> None:
     assert pause(replace(stable, machine=replace(machine(stable), away_since=5.0))) == alert
 
 
+def test_a_machine_that_may_still_show_up_is_looked_for_often() -> None:
+    """Unseen it bills, and may use up the budget of the run before a poll half an hour later shows it."""
+    state, late = replace(running(), looks=9, unclear_at=5.0), 5 + POLICY.reconcile.late
+    assert pause(state, late - 1) == 60 * POLICY.cadence.alert_minutes
+    assert pause(replace(state, looks=0), late - 1) == 60 * POLICY.cadence.early_minutes[0]
+    assert pause(state, late) == 60 * POLICY.cadence.stable_minutes
+
+
 def test_a_host_that_does_not_answer_is_looked_at_urgently_for_a_third_of_its_time() -> None:
     third = POLICY.unreachable.replace_after / 3
     state = replace(running(failed=1, failed_since=1000.0), looks=9)
