@@ -57,7 +57,6 @@ class SimulatedMachine:
     denied_until: float = -INF
     stranger_until: float = -INF
     no_ssh_key: bool = False
-    direct_dead: bool = False
     lingers: float = 0.0
     deaf_to_delete: float = 0.0
     partial: list[tuple[float, float]] = field(default_factory=list)
@@ -97,10 +96,6 @@ def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
     now, until, variant = world.now, world.now + fault.lasts, fault.variant
     world.hit(machine, fault.mode)
     match fault.mode:
-        case "no-ssh" if 0.3 <= variant < 0.6:
-            machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
-            if machine.no_ssh_until <= now:  # of an earlier fault
-                machine.truth.discard(fault.mode)
         case "no-ssh":
             machine.no_ssh_until, machine.no_ssh_key = until, variant < 0.3
         case "key-denied":

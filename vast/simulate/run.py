@@ -211,6 +211,8 @@ class Seed:
         seconds = journal.crashes.pop(journal.writes, 30.0) if fault is None else min(fault.lasts, LONGEST)
         world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
         world.supervisor_down.append((world.now, world.now + seconds))
+        for one in journal.last.state.doomed if journal.last is not None else ():
+            world.proven.pop(one.id, None)  # the proof was lost with the record that had it
         world.advance_to(world.now + seconds)
         # After a reboot the service's clock measures the time in between, if it was seen before; else a jump is not known.
         seen = journal.last is not None and journal.last.state.service_zero is not None

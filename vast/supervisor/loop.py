@@ -69,9 +69,12 @@ class Supervisor:
         """Poll if it is due, then do one thing: act, change the phase, or sleep."""
         t = self.run_clock.t()
         if t >= self.state.look_at:
+            settled = self.state.settled
             self._seen = self._look(t)
             t = self._seen.t
             self._advance(Action(Do.LOOK, t), self._seen)
+            if self.state.settled != settled:  # after a crash, a machine that is proven gone must not cost on
+                self.journal.write(self.state, self.run_clock.stamp())
             self.on_look(self._seen, self.state)
         else:
             self._seen = changed(self._seen, t=t, asked=self.asked())

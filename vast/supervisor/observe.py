@@ -155,7 +155,6 @@ def _adopted(found: Instance, intent: Intent) -> Machine:
 def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:
     # a new machine begins with null; and a host that answers over ssh is not away, whatever the market lists
     away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
-    same = set(machine.addresses) == set(found.addresses)  # possibly in another order, see _host
     return changed(
         machine,
         seen_at=t,
@@ -164,7 +163,7 @@ def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machi
         end=found.end,
         row_price=found.dollars_per_hour,
         renamed=not _is_ours(found, run_id),
-        addresses=machine.addresses if same else found.addresses,
+        addresses=found.addresses,
         ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
         away_since=None if not away else t if machine.away_since is None else machine.away_since,
         stopped=machine.stopped + 1 if found.status in STOPPED and machine.reached_at != t else 0,
@@ -177,13 +176,12 @@ def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machi
 
 
 def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
-    """Ignores a reply from the wrong host; the next poll tries the other address."""
+    """Ignores a reply from the wrong host."""
     if host.contact != "ok":
-        turned = machine.addresses[1:] + machine.addresses[:1]
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
         failed = machine.failed + (not denied)  # a refused key does not mean a dead host
-        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0)
+        return changed(machine, failed=failed, failed_since=since, denied=denied, burn_in_lost=0)
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     armed = host.armed if host.armed is not None else machine.armed and not rebooted
