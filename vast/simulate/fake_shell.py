@@ -55,7 +55,8 @@ class FakeShell:
             fault = "NVML: unknown error"
         moving = job is not None and job.ended is None and not hung and not self._waits(machine)
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
-        return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault)
+        uptime = world.now - machine.running_at
+        return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault, uptime=uptime)
 
     def burn_in(self, addresses: Addresses, seconds: float) -> BurnIn | None:
         world, machine = self.world, self._reached(addresses, min(45.0, seconds), "burn-in")

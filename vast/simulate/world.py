@@ -63,6 +63,9 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
+        self.unrefuted = (
+            False  # a wrong clock of the market was believed, while the run had no machine that could refute it
+        )
         self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
@@ -125,6 +128,14 @@ class World:
             self.happened[mode] += 1
         return mode in self.active
 
+    def unsupervised(self) -> float:
+        """Seconds so far in which no supervisor worked. While nothing bills they need not count."""
+        return sum(min(end, self.now) - begin for begin, end in self.supervisor_down)
+
+    def service_shift(self) -> float:
+        """Seconds by which the market's clock is ahead of the truth."""
+        return (self.active["service-clock"].variant - 0.5) * 120 * 3600 if self.on("service-clock") else 0.0
+
     def _begin(self, fault: Fault) -> None:
         mode = fault.mode
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
@@ -152,11 +163,12 @@ class World:
         """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
         care = {"run": self.care()} if fault.variant >= 0.5 else {}
         rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", 1.0, None, ()) for one in self.alive()]
-        for found in reap.judge(rows, WALL + self.now, care):
+        for found in reap.judge(rows, WALL + self.now + self.service_shift(), care):
             self.happened["reap"] += 1
             if found.destroy:
                 machine = self.machines[found.instance.id]
                 early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
+                early &= "service-clock" not in self.happened  # by which the label was written, or is read
                 if early or care.get("run") == "alive":
                     self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
                 machine.truth.add("reaped")

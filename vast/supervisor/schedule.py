@@ -135,4 +135,4 @@ def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
 
 def may_show(t: float, state: RunState, policy: Policy) -> bool:
     """Whether a machine of an unclear create may still show up in the list."""
-    return state.unclear_at is not None and t - state.unclear_at < policy.reconcile.late
+    return state.unclear_at is not None and t - max(state.unclear_at, state.jumped_at) < policy.reconcile.late

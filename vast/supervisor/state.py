@@ -98,11 +98,12 @@ class Machine:
     price: Dollars  # per hour
     since: Seconds  # it bills from here
     row_price: Dollars = 0.0  # per hour, in the last trusted answer; 0: not stated
-    renamed: bool = False  # its label in the market is not the run's
+    renamed: bool = False  # its label in the market is not the run's, or has another deadline
     seen_at: Seconds | None = None  # in a trusted answer
     status: Status = Status.CREATED
     message: str = ""
-    end: Seconds | None = None  # unix time, of the contract
+    start: Seconds | None = None  # unix time, of the contract
+    end: Seconds | None = None
     addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
     away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
@@ -117,6 +118,7 @@ class Machine:
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
+    switch_zero: Seconds | None = None  # when its switch began to count, by the last report of its uptime
     burn_in: BurnIn | None = None  # what it showed before its job
     burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
     burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
@@ -154,7 +156,7 @@ class PendingDestroy:
 @dataclass(frozen=True)
 class RunState:
     run_id: str
-    deadline: int  # unix time, for the label: by the service's clock, as far as it was known before the first create
+    deadline: int  # unix time, for the label: by the service's clock as soon as it is known
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
@@ -175,6 +177,10 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    before_reboot: Seconds | None = (
+        None  # the last record before one, until the service's clock has confirmed the time since
+    )
+    jumped_at: Seconds = 0.0  # when its time last jumped: what must last to prove an absence begins anew
     traffic: Dollars = 0.0  # of the machines so far, for loading the image and for what was fetched
     refusal: str = ""  # the market's message, if it refused the last create
     unclear_at: Seconds | None = None  # of the last create of unknown outcome: its machine may show up late
@@ -225,12 +231,20 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     )  # fmt: skip
 
 
+def with_zero(state: RunState, zero: Seconds) -> RunState:
+    """`state` with t = 0 at that time of the service's clock, with which the deadline in labels is compared."""
+    return changed(state, service_zero=zero, deadline=int(zero + state.cap_seconds))
+
+
 def contract_left(state: RunState, t: Seconds) -> Seconds | None:
-    """Seconds to the end of the machine's contract, by the service's clock if it is known; None: no end."""
-    if state.machine is None or state.machine.end is None:
+    """Seconds to the end of the machine's contract, by the service's clock if it is known; None: no end. By its length
+    since the create, if that is more: a clock that was wrong when the run began ends no run."""
+    machine = state.machine
+    if machine is None or machine.end is None:
         return None
     zero = state.begun_wall if state.service_zero is None else state.service_zero
-    return state.machine.end - zero - t
+    length = 0.0 if machine.start is None else machine.end - machine.start
+    return max(machine.end - zero, machine.since + length) - t
 
 
 def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
@@ -272,6 +286,7 @@ class Observation:
     # own machines that the list does not show, asked for one by one
     single: tuple[tuple[int, Instance | Gone | None], ...] = ()
     host: Host | None = None
+    host_at: Seconds = 0.0  # when the host answered
     # pending destroys whose host answered over ssh although the market shows them as gone
     answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer

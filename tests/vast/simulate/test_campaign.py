@@ -1,4 +1,4 @@
-"""2,000 seeds in 57 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
+"""2,000 seeds in 58 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
 
 from __future__ import annotations
 
@@ -58,13 +58,17 @@ def test_every_invariant_holds_in_2000_seeds(summary: Summary) -> None:
         35221,
         38435,
         40281,
+        9927,
+        37819,
+        38173,
+        40201,
     ],
 )
 def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> None:
     assert run(schedule(seed), POLICY).violations == []
 
 
-SLOW = (372, 5855, 8262, 8299, 9274, 17247, 23971, 24806)
+SLOW = (372, 5855, 8262, 8299, 9274, 23971, 24806, 27449)
 
 
 def test_mutation_the_pace_of_a_pull_is_known_only_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
