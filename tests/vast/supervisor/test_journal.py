@@ -150,6 +150,20 @@ def test_records_with_an_older_token_do_not_count(tmp_path: Path) -> None:
     assert last is not None and last.state == STATE
 
 
+def test_records_after_a_lost_token_file_count(tmp_path: Path) -> None:
+    """Its number begins anew: read as those of an older supervisor, they would lose a machine that was rented meanwhile."""
+    for _ in range(3):
+        book = FileJournal(tmp_path)
+        book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+        book.close()
+    (tmp_path / journal.TOKEN).unlink()
+    book = FileJournal(tmp_path)
+    book.write(STATE, AT)
+    book.close()
+    last = journal.read(tmp_path)
+    assert last is not None and last.state == STATE
+
+
 class _Clock:
     def __init__(self, wall: float, monotonic: float, boot: str) -> None:
         self._at = (wall, monotonic, boot)
