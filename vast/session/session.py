@@ -202,7 +202,7 @@ class Session:
         self._show(lambda: self.view.say(f"[{when:%Y-%m-%dT%H:%M:%SZ}] {self.redact(text)}"))
 
     def _show(self, show: Callable[[], None]) -> None:
-        with suppress(OSError):  # the terminal was closed
+        with suppress(OSError, ValueError):  # the terminal was closed, or does not know a letter
             show()
 
     def _serve_pull(self) -> None:
