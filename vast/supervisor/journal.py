@@ -71,15 +71,16 @@ class Journal(Protocol):
 
 
 class RunClock:
-    """The run's own time, on the monotonic clock, over restarts of the supervisor. After a reboot of this machine the wall
-    clock gives the time in between, at least 0."""
+    """The run's own time, on the monotonic clock, over restarts of the supervisor. After a reboot of this machine, or where a
+    virtual one goes on from a snapshot, the wall clock gives the time in between, at least 0."""
 
     def __init__(self, clock: Clock, last: Stamp | None) -> None:
         self._clock = clock
         monotonic = clock.monotonic()
+        self.rebooted = last is not None and (last.boot != clock.boot() or monotonic < last.monotonic)
         if last is None:
             self._zero = monotonic
-        elif last.boot == clock.boot():
+        elif not self.rebooted:
             self._zero = last.monotonic - last.t
         else:
             self._zero = monotonic - last.t - max(0.0, clock.now() - last.wall)

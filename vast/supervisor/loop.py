@@ -119,7 +119,7 @@ class Supervisor:
             answer = here if here is not None and here.complete else None
             state = advance(state, last.pending, answer, self.policy)
         state = self._unwatched(state)
-        if last.stamp.boot != self.clock.boot():
+        if self.run_clock.rebooted:
             before = last.stamp.t if state.before_reboot is None else state.before_reboot
             state = jumped(changed(state, before_reboot=before), self.run_clock.t())
         self.journal.write(state, self.run_clock.stamp())

@@ -187,6 +187,8 @@ def test_the_time_of_a_run_goes_on_over_restarts_of_supervisor_and_machine() -> 
         RunClock(_Clock(160.0, 5.0, "boot-b"), AT).t() == 61.0
     )  # the monotonic clock began anew: the wall clock it is
     assert RunClock(_Clock(40.0, 5.0, "boot-b"), AT).t() == 1.0  # and never backwards
+    restored = RunClock(_Clock(160.0, AT.monotonic - 1, "boot-a"), AT)  # a virtual machine from a snapshot
+    assert restored.rebooted and restored.t() == 61.0
 
 
 def test_a_label_carries_run_and_deadline_and_others_are_not_ours() -> None:
