@@ -92,8 +92,7 @@ def countable(world: World, state: RunState) -> float:
     creates without an answer may have made."""
     total = 0.0
     for one in world.ours:
-        counted = {doomed.id for doomed in state.doomed} | ({state.machine.id} if state.machine is not None else set())
-        end = world.proven.get(one.id, world.now if one.id in counted or one.dead_at is None else one.dead_at)
+        end = world.proven.get(one.id, world.now if one.id in state.ids() or one.dead_at is None else one.dead_at)
         total += max(one.price, world.schedule.price) * (end - one.born) / 3600
     if state.intent is not None:
         total += state.intent.price * (world.now - world.intents[-1]) / 3600

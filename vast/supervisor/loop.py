@@ -154,8 +154,7 @@ class Supervisor:
         listed = {one.id: one for one in instances or ()}
         single = []
         if account is not None:
-            ids = [doomed.id for doomed in state.doomed] + ([] if machine is None else [machine.id])
-            single = [(one, self.cloud.instance(one)) for one in ids if one not in listed]
+            single = [(one, self.cloud.instance(one)) for one in state.ids() if one not in listed]
         host, addresses = None, () if machine is None else machine.addresses
         found = listed.get(machine.id) if machine is not None else None
         running = found is not None and found.status is Status.RUNNING

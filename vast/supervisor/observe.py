@@ -60,8 +60,7 @@ def _hidden(state: RunState, obs: Observation) -> bool:
 def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     """Apply an authenticated poll of the market. An empty or partial answer alone proves no absence."""
     machine, intent = state.machine, state.intent
-    known = {doomed.id for doomed in state.doomed}
-    own = known if machine is None else known | {machine.id}  # a known id needs no label: a person may rename it
+    own = state.ids()  # they need no label: a person may rename a machine
     listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
     seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
@@ -69,7 +68,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     doomed = [_doomed(one, one.id in alive, one.id in gone, obs, policy) for one in state.doomed]
     settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
     doomed = [one for one in doomed if one.absent < 2]
-    strays = sorted(one for one in listed if one not in known and (machine is None or one != machine.id))
+    strays = sorted(listed.keys() - own)
     if intent is not None:
         if strays and state.phase is Phase.PROVISIONING:
             machine, intent = _adopted(listed[strays.pop(0)], intent), None

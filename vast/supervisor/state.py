@@ -8,6 +8,7 @@ Times (`Seconds`) count from the run's beginning on the monotonic clock, also ov
 jump of the wall clock moves no deadline. See vast/supervisor/journal.py: RunClock.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -220,6 +221,10 @@ class RunState:
     alerts: tuple[str, ...] = ()  # those that are up
     history: tuple[tuple[float, str], ...] = ()  # (time, what), for the report
 
+    def ids(self) -> list[int]:
+        """Of every machine of the run that is known to exist."""
+        return [one.id for one in self.doomed] + ([] if self.machine is None else [self.machine.id])
+
 
 def begin(plan: Plan, wall: Seconds) -> RunState:
     deadline = int(wall + plan.max_seconds)
@@ -255,20 +260,17 @@ def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
 
 def spent(state: RunState, t: Seconds) -> Dollars:
     """Cost of the run at `t`, if every machine bills until its absence is proven."""
-    total = state.settled + state.traffic
-    for part in (state.machine, state.intent, *state.doomed):
-        if part is not None:
-            total += part.price * (t - part.since) / 3600
-    return total
+    costs = (part.price * (t - part.since) / 3600 for part in _billing(state))
+    return sum(costs, state.settled + state.traffic)
 
 
 def burn(state: RunState) -> Dollars:
     """Dollars per hour right now."""
-    total = 0.0
-    for part in (state.machine, state.intent, *state.doomed):
-        if part is not None:
-            total += part.price
-    return total
+    return sum((part.price for part in _billing(state)), 0.0)
+
+
+def _billing(state: RunState) -> Iterator[Machine | Intent | PendingDestroy]:
+    return (part for part in (state.machine, state.intent, *state.doomed) if part is not None)
 
 
 # ---- observations and actions --------------------------------------------------------------------------------------------
