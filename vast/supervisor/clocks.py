@@ -30,8 +30,10 @@ def corrected(
     lag = 0.0 if zero is None else at - zero - t
     if abs(lag) < LAG:
         return Correction(False)
-    if state.before_reboot is not None and lag < 0:  # the time in between was counted on a wall clock that is ahead
-        return Correction(False, max(lag, state.before_reboot - t))
+    before = state.before_reboot
+    # the time in between was counted on a wall clock that is ahead; a service's clock from before the reboot is wrong itself
+    if before is not None and before - t - LAG < lag < 0:
+        return Correction(False, max(lag, before - t))
     began = [state.begun_wall]  # what else shows when the run began
     if machine is not None and machine.start is not None:
         began.append(machine.start - machine.since)
