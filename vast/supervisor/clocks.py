@@ -30,10 +30,12 @@ def corrected(
     lag = 0.0 if zero is None else at - zero - t
     if abs(lag) < LAG:
         return Correction(False)
-    before = state.before_reboot
-    # the time in between was counted on a wall clock that is ahead; a service's clock from before the reboot is wrong itself
-    if before is not None and before - t - LAG < lag < 0:
-        return Correction(False, max(lag, before - t))
+    before, lease = state.before_reboot, policy.watchdog.silent + policy.deadlines.loading
+    if before is not None and lag < 0:  # the time in between was counted on a wall clock that is ahead
+        if lag > before - t - LAG:
+            return Correction(False, max(lag, before - t))
+        # The service's clock is wrong itself. Counted is as long as a machine may bill whose lease is not renewed.
+        return Correction(False, min(0.0, before + lease - t))
     began = [state.begun_wall]  # what else shows when the run began
     if machine is not None and machine.start is not None:
         began.append(machine.start - machine.since)

@@ -63,6 +63,7 @@ def test_every_invariant_holds_in_2000_seeds(summary: Summary) -> None:
         38173,
         40201,
         48605,
+        37834,
     ],
 )
 def test_seeds_beyond_the_2000_that_once_broke_an_invariant_hold(seed: int) -> None:

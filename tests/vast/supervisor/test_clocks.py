@@ -62,7 +62,10 @@ def test_after_a_reboot_time_goes_back_to_the_last_record_at_most() -> None:
     state = replace(KNOWN, before_reboot=T - HOUR)
     assert judge(state, -LAG) == Correction(False, -LAG)
     assert judge(state, -HOUR - LAG + 1) == Correction(False, -HOUR)
-    assert judge(state, -HOUR - LAG) == Correction(True)  # before the reboot: that clock is wrong itself
+    assert judge(state, -HOUR - LAG) == Correction(False, 0.0)  # before the reboot: that clock is wrong itself
+    lease = POLICY.watchdog.silent + POLICY.deadlines.loading
+    long = replace(KNOWN, before_reboot=T - lease - HOUR)
+    assert judge(long, -9e9) == Correction(False, -HOUR)  # and ours on the wall may be wrong too
 
 
 def test_the_switch_counts_what_we_have_missed_in_the_same_boot() -> None:
