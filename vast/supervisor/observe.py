@@ -64,6 +64,10 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
     seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
+    young = (
+        obs.t - policy.reconcile.visible_after
+    )  # what is younger may not be known to every copy of the market's data
+    gone -= {one.id for one in (machine, *state.doomed) if one is not None and max(one.since, state.jumped_at) > young}
     alive = seen.keys() | set(obs.answered)
     doomed = [_doomed(one, one.id in alive, one.id in gone, obs, policy) for one in state.doomed]
     settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
@@ -88,7 +92,7 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
             machine = _instance(machine, seen[machine.id], obs.t, label_text(state.run_id, state.deadline))
         elif machine.reached_at == obs.t:
             machine = changed(machine, absent=0, absent_at=None)  # contact over ssh: a stale replica answered
-        elif machine.id in gone and obs.t - max(machine.since, state.jumped_at) >= policy.reconcile.visible_after:
+        elif machine.id in gone:
             absent, at = _counted(machine.absent, machine.absent_at, obs, policy.absence_spacing)
             machine = changed(machine, absent=absent, absent_at=at)
     absences, absent_at = state.absences, state.absent_at
