@@ -165,7 +165,7 @@ class FakeShell:
             machine.lease = world.now  # as vast/shell/hostshell.py renews it
             if world.now < until and not proceed():
                 return Pulled(False, "stage/1", message="the transfer was ended")
-        if machine.dead_at is not None or machine.stopped or world.now < machine.offline_until:
+        if machine.dead_at is not None or machine.stopped or machine.is_offline(world.now):
             return None
         if any(begin <= world.now < end for begin, end in machine.partial):
             if "partial-pull" not in machine.truth:

@@ -18,7 +18,7 @@ from vast.ports import (
     parse_label,
 )
 from vast.simulate.invariants import DRIFT
-from vast.simulate.machines import INF, SimulatedMachine
+from vast.simulate.machines import SimulatedMachine
 from vast.simulate.world import SCOPE, WALL, World
 
 MARKET = 12  # machines for rent
@@ -239,9 +239,9 @@ class FakeCloud:
 
     def attach_key(self, instance_id: int, public_key: str) -> bool:
         if (machine := self._managed("attach-key", instance_id)) is not None:
-            machine.denied_until = -INF
+            machine.until.pop("key refused", None)
             if machine.no_ssh_key:
-                machine.no_ssh_until = -INF
+                machine.until.pop("no ssh", None)
         return machine is not None
 
     def set_label(self, instance_id: int, label: str) -> bool:

@@ -13,7 +13,7 @@ from vast.ports import Instance, Status
 from vast.records import reap
 from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
-from vast.simulate.machines import INF, STRIKES, SimulatedJob, SimulatedMachine, strike
+from vast.simulate.machines import INF, OUT_OF_REACH, STRIKES, SimulatedJob, SimulatedMachine, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
@@ -248,7 +248,7 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif self.now < machine.offline_until or self.active.keys() & {"delete-refused", "delete-404"}:
+        elif machine.is_offline(self.now) or self.active.keys() & {"delete-refused", "delete-404"}:
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
@@ -275,7 +275,7 @@ class World:
             self.say(f"machine {machine.id} is destroyed by {by}")
 
     def status(self, machine: SimulatedMachine) -> Status:
-        if self.now < machine.offline_until:
+        if machine.is_offline(self.now):
             return Status.OFFLINE
         if machine.stopped:
             return Status.STOPPED
@@ -297,16 +297,8 @@ class World:
         """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        for why, end in (
-            ("offline", machine.offline_until),
-            ("no ssh", machine.no_ssh_until),
-            ("another host answers", machine.stranger_until),
-            ("key refused", machine.denied_until),
-            ("container starting", machine.ssh_at),
-        ):
-            if since < end:
-                return why
-        return ""
+        until = {**machine.until, "container starting": machine.ssh_at}
+        return next((why for why in OUT_OF_REACH if since < until.get(why, -INF)), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""
