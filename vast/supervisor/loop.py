@@ -162,16 +162,13 @@ class Supervisor:
             addresses = found.addresses
         if addresses and machine is not None and (machine.ran_at is not None or running):
             host = self.shell.probe(addresses)
-        host_at = self.run_clock.t()
         reached = host is not None and host.contact == "ok"
         gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
         # the market shows it as gone, and it answers over ssh
         answered = tuple(one.id for one in gone if one.addresses and self.shell.probe(one.addresses).contact == "ok")
         network = reached or (account is not None and host is None) or self.shell.network_is_up()
         ended = self.run_clock.t()
-        return Observation(
-            t, True, self.asked(), account, instances, tuple(single), host, host_at, answered, network, ended
-        )
+        return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network, ended)
 
     def _on_time(self, t: Seconds, at: Seconds) -> Seconds:
         """`t`, moved if the service's clock, which shows `at`, is believed: vast/supervisor/clocks.py."""

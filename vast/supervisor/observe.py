@@ -34,7 +34,7 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         machine = _host(state.machine, obs.host, obs.t, policy)
         if obs.host.uptime is not None:
-            machine = changed(machine, switch_zero=max(machine.since, obs.host_at - obs.host.uptime))
+            machine = changed(machine, switch_zero=max(machine.since, obs.ended - obs.host.uptime))
         state = changed(state, machine=machine)
         if state.machine is not None and _started_after_all(state, state.machine):
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)

@@ -288,7 +288,6 @@ class Observation:
     # own machines that the list does not show, asked for one by one
     single: tuple[tuple[int, Instance | Gone | None], ...] = ()
     host: Host | None = None
-    host_at: Seconds = 0.0  # when the host answered
     # pending destroys whose host answered over ssh although the market shows them as gone
     answered: tuple[int, ...] = ()
     network: bool = True  # our own; probed when something did not answer
