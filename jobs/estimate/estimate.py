@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate import memory
+from jobs.estimate.examples import examples_of, times, with_steps
 from jobs.estimate.gpus import Gpu, gpu_named
 from jobs.estimate.memory import GB, Sharding
 from jobs.estimate.model_shape import shape_of
@@ -39,10 +40,6 @@ SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
-# Tokens an example, mean, and their standard deviation over it: measured on the embedded questions; the means also on
-# alpaca-cleaned with a chat template and on the suites' own examples; others a guess.
-_TOKENS = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}
-_LEARNT = {"reading": (101.0, 1.0), "lookup": (73.5, 0.1)}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
@@ -98,15 +95,17 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
-    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
+def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None,
+                row_shapes: int | None = None) -> Estimate:  # fmt: skip
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already; row_shapes: how
+    many its rows are padded to, likewise."""
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = memory.with_sizes(job, shape), job
-    mean, spread = _lengths(job)
+    job, asked = memory.with_sizes(with_steps(job), shape), job
+    mean, spread, learnt = examples_of(job)
     mean = tokens_per_example or mean
-    place = Place(shape, gpu, gpus, mean, spread)
+    place = Place(shape, gpu, gpus, mean, spread, learnt, row_shapes)
     job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
     peak = sum(parts.values())
@@ -133,20 +132,6 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     hours = START_SECONDS / 3600 + (train_hours or 0.0) + (score_hours or 0.0)
     return replace(known, steps_per_s=steps_per_s, tokens=tokens, tokens_per_s=rate, train_hours=train_hours,
                    score_hours=score_hours, hours=hours)  # fmt: skip
-
-
-def _lengths(job: Job) -> tuple[float, float]:
-    """Of the examples to train on: tokens on average, and their standard deviation over that."""
-    train = job.stage.train
-    longest = float(train.max_length if train is not None else 1024)
-    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
-        mean, spread = _LEARNT[job.stage.suite]
-        return min(mean * (2 if job.stage.order == "repeat" else 1), longest), spread
-    sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
-    weights = [one.weight or 1.0 for one in sources]
-    means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
-    mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
-    return mean, max(spreads)
 
 
 def _peak(job: Job, gpu: Gpu) -> float:
@@ -222,10 +207,10 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
 def _score_seconds(job: Job, score: Score, place: Place) -> float:
     shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
-    tokens, times = 0.0, (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
+    tokens = 0.0
     for task in score.tasks:
         size, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
-        items = min(size, score.limit or size) * times
+        items = min(size, score.limit or size) * times(job)
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
     def seconds(tokens: float, half: bool, fast: bool = False) -> float:
