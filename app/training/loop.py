@@ -257,10 +257,10 @@ class TrainingLoop:
         if self.train.keep == "best" and later:
             step, loss = min(later, key=lambda pair: pair[1])
             path = here / snapshot.best_name(step)
-            if self.ranks.share(path.is_file()):
-                self.best = Best(step, loss, snapshot.load_tensors(path) if self.ranks.main else {})
-            elif step == self.step:
+            if step == self.step and not self.ranks.share(path.is_file()):  # they are the checkpoint's own
                 self.best = Best(step, loss, self._host_weights())
+            else:
+                self.best = Best(step, loss, snapshot.load_tensors(path) if self.ranks.main else {})
 
     # ---- the end
 
