@@ -108,18 +108,18 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     place = Place(shape, gpu, gpus, mean, spread, learnt, row_shapes)
     job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
-    peak = sum(parts.values())
-    fits = memory.needed(parts) <= place.usable
+    fits, train, before = memory.needed(parts) <= place.usable, job.stage.train, asked.stage.train
     known = Estimate(
-        gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
+        gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(sum(parts.values()), 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
-        checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        no_graphs=_without_graphs(asked, job), remedy="" if fits else remedy_for(job, place),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
+        checkpointing=None if train is None else train.gradient_checkpointing is True,
+        no_graphs=bool(before and train and before.graph == "auto" and train.graph is False),
+        remedy="" if fits else remedy_for(job, place),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(before, train, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
-    train, score = job.stage.train, job.stage.score
+    score = job.stage.score
     steps_per_s = tokens = train_hours = score_hours = rate = None
     if train is not None:
         steps_per_s = 1 / _step_seconds(train, place, sharding, _peak(job, gpu))
@@ -141,30 +141,24 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _without_graphs(asked: Job, job: Job) -> bool:
-    before, train = asked.stage.train, job.stage.train
-    return before is not None and train is not None and before.graph == "auto" and train.graph is False
-
-
-def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Train | None, train: Train | None, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
-    if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
-        assert job.stage.train is not None
-        taken = "with" if job.stage.train.gradient_checkpointing else "without"
-        yield f"{taken} gradient checkpointing, as the estimate chose"
-    if _without_graphs(asked, job):
+    if asked is None or train is None:
+        return
+    if asked.gradient_checkpointing == "auto":
+        yield f"{'with' if train.gradient_checkpointing else 'without'} gradient checkpointing, as the estimate chose"
+    if asked.graph == "auto" and train.graph is False:
         yield "without CUDA graphs, for which the memory is too small"
-    if job.stage.train is not None and job.stage.train.auto_stop is not None:
-        yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
-    if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
+    if train.auto_stop is not None:
+        yield f"to max_steps; it may stop by itself from step {train.auto_stop.min_steps} on"
+    if train.lora is not None and train.lora.quantization is not None:
         yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
-    gpu = place.gpu
-    if place.gpus > 1 and job.stage.train is not None:
-        yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
+    if place.gpus > 1:
+        yield f"{place.gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if memory.without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
-        yield f"{gpu.name} has no bf16: it trains in fp32"
+    if memory.without_bf16(place.gpu) and train.precision == "auto":
+        yield f"{place.gpu.name} has no bf16: it trains in fp32"
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The examples that a job trains on, as far as they are known before they are read: how long they are, and how many."""
 
 import math
-from dataclasses import replace
 
 from jobs.config.job import Job
 from jobs.config.suites import read_suite
@@ -21,7 +20,7 @@ def with_steps(job: Job) -> Job:
     if train is None or train.epochs is None or train.data == "profile" or job.stage.suite != "reading":
         return job
     steps = min(train.max_steps, math.ceil(train.epochs * _READING_EXAMPLES / train.batch_size))
-    return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update={"max_steps": steps})}))
+    return job.changed({"train.max_steps": steps})
 
 
 def times(job: Job) -> int:

@@ -52,14 +52,13 @@ def with_sizes(job: Job, shape: Shape) -> Job:
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
-    train, attention = job.train, job.profile.model.attention
-    if train is not None:
-        fast = compilable(shape, attention)
-        update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
-        if job.halvings and train.gradient_checkpointing == "auto":
-            update["gradient_checkpointing"] = True
-        train = train.model_copy(update=update)
-    return replace(job, stage=job.stage.model_copy(update={"train": train, "score": job.score}), halvings=0)
+    values: dict[str, Any] = {"train": job.train, "score": job.score}
+    if job.train is not None:
+        fast = compilable(shape, job.profile.model.attention)
+        values["train.pack_tokens"] = job.halved(row_tokens(job.train.pack_tokens, fast, shape.parameters))
+        if job.halvings and job.train.gradient_checkpointing == "auto":
+            values["train.gradient_checkpointing"] = True
+    return replace(job.changed(values), halvings=0)
 
 
 def with_choices(job: Job, place: Place) -> Job:
@@ -73,12 +72,10 @@ def with_choices(job: Job, place: Place) -> Job:
         return job
 
     def decided(checkpointing: Any, graph: Any) -> Job:
-        update = {"gradient_checkpointing": checkpointing, "graph": graph}
-        return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update=update)}))
+        return job.changed({"train.gradient_checkpointing": checkpointing, "train.graph": graph})
 
     def trained(way: tuple[Any, Any]) -> tuple[Sharding, dict[str, float]]:
-        some = decided(*way)
-        return layout(replace(some, stage=some.stage.model_copy(update={"score": None})), place)
+        return layout(decided(*way).changed({"score": None}), place)
 
     wanted = train.gradient_checkpointing
     plain = train.model_copy(update={"gradient_checkpointing": False})

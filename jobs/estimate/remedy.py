@@ -52,15 +52,7 @@ def _named(place: Place) -> str:
 
 
 def _changed(job: Job, changes: Changes) -> Job:
-    stage, profile = job.stage, job.profile
-    for words, value in changes.items():
-        section, _, key = words.partition(":")[0].rpartition(".")
-        if section:
-            changed = getattr(stage, section).model_copy(update={key: value})
-            stage = stage.model_copy(update={section: changed})
-        else:
-            profile = profile.model_copy(update={key: value})
-    return replace(job, stage=stage, profile=profile)
+    return job.changed({words.partition(":")[0]: value for words, value in changes.items()})
 
 
 def _holds(place: Place, job: Job, changes: Changes) -> bool:
@@ -92,7 +84,7 @@ def _changes(job: Job, place: Place) -> Changes | None:
 def _of_scoring(job: Job, place: Place) -> Changes | None:
     """What scoring by itself needs, nothing if it fits."""
     score = job.stage.score
-    alone = replace(job, stage=job.stage.model_copy(update={"train": None}))
+    alone = job.changed({"train": None})
     if score is None or fits(alone, place):
         return {}
     for k in range(1, _HALVINGS + 1):
