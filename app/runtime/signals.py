@@ -25,7 +25,6 @@ class StopFlag:
 
     @contextmanager
     def listening(self) -> Iterator[Self]:
-        """Handle SIGTERM and SIGINT inside the block."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self

@@ -161,7 +161,6 @@ def drop(directory: Path, spared: Collection[Path] = ()) -> None:
 
 
 def card(about: Mapping[str, Any]) -> str:
-    """The model card of `about`, as `save_final` takes it."""
     file = Path(__file__).with_name("card.md.j2")
     text = file.read_text(encoding="utf-8")
     template = Template(text, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)

@@ -109,11 +109,10 @@ class TrainingLoop:
                 saves = self.step % self.train.save_every == 0 or self.stopped
                 if evaluates or saves:
                     self._read()
-                if evaluates:
-                    self.evaluate()
-                if saves or self.stopped:
-                    self._save()
-                if evaluates or saves:
+                    if evaluates:
+                        self.evaluate()
+                    if saves or self.stopped:
+                        self._save()
                     self._beat(self.step)
             if self._unread:
                 self._read()
@@ -170,7 +169,7 @@ class TrainingLoop:
 
     def evaluate(self) -> float:
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
-        self.recorder.phase("evaluate")
+        self.recorder.heartbeat.phase("evaluate")
         model, device = self.work.inner, self.work.device
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
@@ -214,7 +213,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """A checkpoint of this step: copied now, written while training goes on."""
-        self.recorder.phase("save")
+        self.recorder.heartbeat.phase("save")
         here = self.directory / f"checkpoint-{self.step}"
         if self.ranks.main:
             self.writer.wait()

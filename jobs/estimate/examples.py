@@ -1,6 +1,7 @@
 """The examples that a job trains on, as far as they are known before they are read: how long they are, and how many."""
 
 import math
+from statistics import fmean
 
 from jobs.config.job import Job
 from jobs.config.suites import read_suite
@@ -49,9 +50,9 @@ def _lookups(job: Job) -> tuple[float, float, float]:
     learnt = [
         tasks[name] for name in (job.stage.score.tasks if job.stage.score is not None else tasks) if name in tasks
     ]
-    count = sum(one.train_examples for one in learnt) or 1
-    tokens = [(one.train_examples / count, _ASKED + _FACT * one.facts) for one in learnt]
-    mean = sum(share * size for share, size in tokens) or _ASKED
-    spread = math.sqrt(sum(share * (size - mean) ** 2 for share, size in tokens)) / mean
+    sizes = [_ASKED + _FACT * one.facts for one in learnt if one.train_examples] or [_ASKED]
+    weights = [one.train_examples for one in learnt if one.train_examples] or [1]
+    mean = fmean(sizes, weights)
+    spread = math.sqrt(fmean([(size - mean) ** 2 for size in sizes], weights)) / mean
     other = 1.0 if "SmolLM2" in (job.profile.model.name or "") else _OTHER_TOKENIZER
     return mean * other, max(spread, _EVEN), 0.04

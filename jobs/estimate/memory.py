@@ -129,7 +129,6 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
 
 
 def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sharding) -> dict[str, float]:
-    """The memory of training by parts, in GB of each GPU."""
     shape = place.shape
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half, spread = trains_in_half(train, place.gpu), sharding == "fsdp"
