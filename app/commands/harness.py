@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import FILE, model_option, profile_option, runs_option
+from app.commands.options import FILE, Directory, model_option, profile_option, runs_option
 from jobs.config.load import resolve
 from jobs.config.schema import MASKS, Mask
 from jobs.errors import ConfigError
@@ -22,7 +22,7 @@ from jobs.errors import ConfigError
 @click.option("--num-fewshot", type=click.IntRange(min=0), metavar="K", help="Examples before each item, in place of the task's "
               "own number.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each context into the tokenizer's chat template.")
-@click.option("--include-path", type=click.Path(path_type=Path, file_okay=False, exists=True),
+@click.option("--include-path", type=Directory(exists=True),
               help="A directory of task files of your own.")  # fmt: skip
 @click.option("--out", type=FILE, help="Results and samples as JSON, in lm_eval's form, with mask and model in config.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")

@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +14,16 @@ from jobs.config.schema import checked_layers
 from jobs.errors import RunStateError, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Named(click.Path):
+    """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value != "" else self.fail("it is empty; name one", param, ctx)
+
+
+FILE = Named(path_type=Path, dir_okay=False)
 
 profile_option = click.option(
     "--profile", default=DEFAULT_PROFILE, show_default=True,
@@ -20,17 +31,32 @@ profile_option = click.option(
 )  # fmt: skip
 
 
-class _Directory(click.Path):
-    """A directory that has a name: of an empty word, as of a variable that is not set, Path makes the current directory."""
+class Directory(Named):
+    """A directory that is there, or can be made: click lets a device pass, and what is below a file."""
+
+    def __init__(self, exists: bool = False) -> None:
+        super().__init__(exists, file_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty; name a directory", param, ctx)
-        return super().convert(value, param, ctx)
+        path = Path(super().convert(value, param, ctx))
+        there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+        if not there.is_dir():
+            self.fail(f"{there} is no directory; name one", param, ctx)
+        return path
+
+
+class Finite(click.FloatRange):
+    """click's own lets nan through, which no comparison refuses, and inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return found
 
 
 runs_option = click.option(
-    "--runs-dir", type=_Directory(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    "--runs-dir", type=Directory(), default=Path("runs"), show_default=True,
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept.",
 )  # fmt: skip
 model_option = click.option(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import require_directory, runs_option
+from app.commands.options import Directory, require_directory, runs_option
 from jobs.errors import RunStateError
 
 
@@ -12,7 +12,7 @@ from jobs.errors import RunStateError
 @click.argument("names", metavar="[CAMPAIGN]...", nargs=-1)
 @runs_option
 @click.option("--collect", is_flag=True, help="First take what is to be kept of them from the runs directory.")
-@click.option("--results-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/results"),
+@click.option("--results-dir", type=Directory(), default=Path("docs/results"),
               show_default=True, help="Where it is kept.")  # fmt: skip
 def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: Path) -> None:
     """Rebuild the tables and plots of docs/results. Of each CAMPAIGN that it keeps; without one, of all.

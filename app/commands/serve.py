@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.commands.options import FILE, layers_option, model_option, profile_option, runs_option
+from app.commands.options import FILE, Finite, layers_option, model_option, profile_option, runs_option
 from jobs.config.load import resolve
 from jobs.config.schema import NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
@@ -40,7 +40,7 @@ _GRACE = 10  # seconds for answers in the making once a signal came
               help="The most that a request may ask for.")  # fmt: skip
 @click.option("--waiting", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
               help="Prompts that may wait; more get status 429.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="S",
+@click.option("--seconds", type=Finite(min=0, min_open=True), default=300.0, show_default=True, metavar="S",
               help="That a request may take; a longer one gets status 504.")  # fmt: skip
 @click.option("--batch-tokens", type=click.IntRange(min=1), default=16384, show_default=True, metavar="N",
               help="Tokens of prompts and answers in a batch, padding included; lower it if memory runs out.")  # fmt: skip

@@ -37,7 +37,7 @@ class RunRow(NamedTuple):
 
 def list_rows(runs_dir: Path) -> list[RunRow]:
     """All runs under `runs_dir`, newest first; a damaged one is listed as such instead of hiding the rest."""
-    return [_row(run) for run in reversed(list_runs(runs_dir))]
+    return [row_of(run) for run in reversed(list_runs(runs_dir))]
 
 
 def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = None) -> None:
@@ -55,7 +55,7 @@ def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = Non
         console.print(line, soft_wrap=True)
 
 
-def _row(run: RunDir) -> RunRow:
+def row_of(run: RunDir) -> RunRow:
     state = run.state()
     summary, metrics, failed, beat = (
         read_json_or_nothing(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
