@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from app.commands.options import Finite, runs_option
+from app.commands import options
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
@@ -29,10 +29,10 @@ _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column(
 
 @click.command()
 @click.argument("name", metavar="CAMPAIGN")
-@runs_option
+@options.runs
 @click.option("--plan", is_flag=True, help="Print runs, hours and dollars, and start nothing.")
 @click.option("--gpu", metavar="NAME", help="GPU of the plan, such as H100_SXM.  [default: the campaign's]")
-@click.option("--price", type=Finite(min=0, min_open=True), metavar="DOLLARS",
+@click.option("--price", type=options.Finite(min=0, min_open=True), metavar="DOLLARS",
               help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip

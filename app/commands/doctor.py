@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import runs_option
+from app.commands import options
 from app.embedded.cache import cache_dir
 from app.runtime.doctor import Machine, checks
 from jobs.doctor import report
@@ -29,7 +29,7 @@ def _run(argv: tuple[str, ...]) -> tuple[int, str]:
 
 @click.command()
 @click.option("--no-engine", is_flag=True, help="Skip the container engine and the image.")
-@runs_option
+@options.runs
 def doctor(no_engine: bool, runs_dir: Path) -> None:
     """Check what this machine lacks; nothing is changed.
 

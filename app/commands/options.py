@@ -25,7 +25,7 @@ class Named(click.Path):
 
 FILE = Named(path_type=Path, dir_okay=False)
 
-profile_option = click.option(
+profile = click.option(
     "--profile", default=DEFAULT_PROFILE, show_default=True,
     help="Model and data: a name in jobs/profiles, or the path of a YAML file.",
 )  # fmt: skip
@@ -55,15 +55,21 @@ class Finite(click.FloatRange):
         return found
 
 
-runs_option = click.option(
+runs = click.option(
     "--runs-dir", type=Directory(), default=Path("runs"), show_default=True,
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept.",
 )  # fmt: skip
-model_option = click.option(
+model = click.option(
     "--model", metavar="PATH_OR_RUN",
     help="In place of the profile's model: a checkpoint's directory, a run such as stage3b/20261122-234501, or a stage, "
     "meaning its newest complete run of this profile.",
 )  # fmt: skip
+
+limit = click.option(
+    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
+)
+seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
+dtype = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
 
 
 def _valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -73,13 +79,22 @@ def _valid_layers(ctx: click.Context, param: click.Parameter, value: str | None)
         raise click.BadParameter(error.message()) from None
 
 
-layers_option = click.option(
+layers = click.option(
     "--layers", callback=_valid_layers, metavar="all|global|first:N|every:K",
     help="Which layers the mask holds in; the others are causal. Default: as the model was trained.",
 )  # fmt: skip
 
 
-def set_option(text: str) -> Callable[[F], F]:
+def count(name: str, default: int, text: str) -> Callable[[F], F]:
+    """An option with a whole number above 0."""
+    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, metavar="N", help=text)
+
+
+def batch(default: int, of: str = "") -> Callable[[F], F]:
+    return count("--batch-tokens", default, f"Tokens {of}a batch, padding included; lower it if memory runs out.")
+
+
+def sets(text: str) -> Callable[[F], F]:
     """--set, with the help `text`."""
     return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=f"{text} Repeatable.")
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.options import require_directory, runs_option
+from app.commands import options
 
 if TYPE_CHECKING:
     from app.report.render import Report
 
 
 @click.command()
-@runs_option
+@options.runs
 @click.option(
     "--profile", help="Only runs of this profile, a name or a path. Default: that of the newest complete run."
 )
@@ -31,7 +31,7 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
     Where several campaigns have runs there, campaigns.md and campaigns.html are about all of them together.
     """
     if serve is None:  # a server waits for the first run
-        require_directory(runs_dir)
+        options.require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.archive import joint_of, write_joint
@@ -64,10 +64,10 @@ def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
 
 
 @click.command()
-@runs_option
+@options.runs
 def runs(runs_dir: Path) -> None:
     """List runs, newest first, with their state and result."""
-    require_directory(runs_dir)
+    options.require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.run_list import list_rows, print_runs
