@@ -183,10 +183,6 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
 
 
-def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
-    return names_in(directory)
-
-
 def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
     """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
     if not choosing:

@@ -59,7 +59,9 @@ class Strict(BaseModel):
 
 
 Positive = Annotated[int, Field(gt=0)]
-UpToAMillion = Annotated[int, Field(gt=0, le=1_000_000)]  # what is drawn or held in memory: a digit too many would fill it
+UpToAMillion = Annotated[
+    int, Field(gt=0, le=1_000_000)
+]  # what is drawn or held in memory: a digit too many would fill it
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
