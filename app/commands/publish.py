@@ -9,7 +9,7 @@ from app.commands import options
 from jobs.config.load import resolve
 from jobs.config.terms import setting
 from jobs.errors import ConfigError
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import make_directory, write_text_atomically
 
 
 @click.command()
@@ -49,7 +49,7 @@ def publish(run: str, profile: str, repo: str, private: bool, adapter: bool, lic
         for name, size in sizes.items():
             click.echo(f"{size:>15,}  {name}")
         path = runs_dir / "publish" / f"{what.tag}.md"
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         write_text_atomically(path, what.card)
         click.echo(f"{total} would go to {repo}, tag {what.tag}; its card is {path}")
         return

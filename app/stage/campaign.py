@@ -22,7 +22,7 @@ from app.stage.run import Now, run_stage
 from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError
 from jobs.lock import exclusive
-from jobs.runs.atomic import encode, io_errors_reported, write_text_atomically
+from jobs.runs.atomic import encode, io_errors_reported, make_directory, write_text_atomically
 from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, list_runs
 
@@ -145,7 +145,7 @@ def deal(
     Raises:
         RunEnded: a signal came, which is passed on, or a worker failed.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    make_directory(logs)
     with ExitStack() as stack:
         children = []
         for part, device in enumerate(devices):

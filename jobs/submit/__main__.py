@@ -19,7 +19,7 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.errors import EXIT_OK, ConfigError, UserError
 from jobs.estimate.estimate import Estimate, estimate
-from jobs.runs.atomic import io_errors_reported, write_text_atomically
+from jobs.runs.atomic import make_directory, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
 from jobs.submit.submission import Submission, require_room, submission
 
@@ -212,8 +212,7 @@ def main(arguments: Sequence[str]) -> int:
             return EXIT_OK
         client.require(given.on)
         path = Path(given.runs_dir) / "submitted" / name
-        with io_errors_reported(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_text_atomically(path, text)
         client.check(given.on, path)
         print(client.submit(given.on, path))
