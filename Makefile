@@ -153,12 +153,13 @@ samples: ## The answers of base, control and finetuned model to 24 prompts, side
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
 track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Trackio's part
-	@kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
+	@case '$(TRACKER)' in tensorboard|trackio) ;; *) \
+	  echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; esac; \
+	kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
 	  { echo "error: $$kept: no such directory, so nothing was tracked there; run a stage with SET=\"report_to=[$(TRACKER)]\"" >&2; exit 2; }; \
 	case '$(TRACKER)' in \
 	  tensorboard) $(PYTHON) -m tensorboard.main --logdir "$$kept" $(ARGS);; \
 	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
-	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
 	esac
 # Without PROFILE: that of the newest run.
 of_profile = $(if $(asked),--profile '$(asked)')

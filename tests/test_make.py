@@ -47,8 +47,7 @@ def test_one_stage_is_resumed_or_refused() -> None:
 def test_track_opens_what_is_kept_here_or_says_in_one_line_what_is_not(tmp_path: Path) -> None:
     words = ("track", "PYTHON=echo", f"RUNS={tmp_path}")
     assert "no such directory, so nothing was tracked there; run a stage with SET=" in make(*words, code=2)
-    for name in ("tensorboard", "visdom"):
-        (tmp_path / "tracking" / name).mkdir(parents=True)
+    (tmp_path / "tracking" / "tensorboard").mkdir(parents=True)
     assert f"-m tensorboard.main --logdir {tmp_path}/tracking/tensorboard" in make(*words)
     assert "TRACKER=visdom: cannot be opened here; expected tensorboard or trackio" in make(
         *words, "TRACKER=visdom", code=2
