@@ -292,7 +292,7 @@ help-all: ## Every target, stage and setting
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 
-# The first Python that is new enough, can make environments, and is not a stub that only says it is not installed. 3.11
+# The first Python that is new enough, can make environments, and is no stub that only prints that Python is not installed. 3.11
 # comes first because the lock was resolved with it.
 define find_python
 python=; \
