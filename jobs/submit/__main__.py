@@ -53,7 +53,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
      {"default": os.environ.get("PREFILL_RUNS") or "runs"}),
     ("--queue NAME", "a partition of Slurm, or a local queue of Kueue", {"default": ""}),
     ("--job", "Kubernetes without JobSet: an indexed Job and a Service", {"action": "store_true"}),
-    ("--spot", "machines that may be taken away", {"action": "store_true"}),
+    ("--spot", "machines that may be taken away (SkyPilot, dstack)", {"action": "store_true"}),
     ("--max-price DOLLARS", "an hour and machine (SkyPilot, dstack)", {"type": float}),
     ("--python", "the interpreter of a run in a venv", {"default": sys.executable}),
     ("--dry-run", "print the file, and do nothing else", {"action": "store_true"}),
