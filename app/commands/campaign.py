@@ -62,13 +62,11 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
         gpu_named(gpu)  # that of the file too, before anything runs
     index, parts = (0, 1) if part is None else _part(part, len(every))
     mine = share(every, index, parts)
-    ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, every, runs_dir)
+    ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, mine if plan else every, runs_dir)
     whole = "" if part is None else (
         f"share {part} of the {len(every)} runs; the shares are 0/{parts} to {parts - 1}/{parts}: start each")  # fmt: skip
     if plan:
-        names = {cell.name for cell in mine}
-        dealt = [one for one in ledger.standings() if one.cell.name in names]
-        lines = list(_plan(dealt, chosen, gpu, price or chosen.dollars_an_hour, workers))
+        lines = list(_plan(ledger.standings(), chosen, gpu, price or chosen.dollars_an_hour, workers))
         click.echo("\n".join([*lines, *filter(None, [whole])]))
         return
     for cell in mine:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from app.commands import options
-
-if TYPE_CHECKING:
-    from app.report.render import Report
 
 
 @click.command()
@@ -39,7 +34,11 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
 
     build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
     if serve is not None:
-        _serve(runs_dir, build, serve)
+        from app.report import server
+
+        served = server.ReportServer(server.ReportPages(runs_dir, build), *server.parse_address(serve))
+        click.echo(f"the report of {runs_dir} is at {served.url}; Ctrl-C ends it")
+        server.serve(served)
         return
     built = build()
     for run in built.study.left_out:
@@ -53,14 +52,6 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         written += joint
     for path in written:
         click.echo(f"wrote {path}")
-
-
-def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
-    from app.report.server import ReportPages, ReportServer, parse_address, serve
-
-    server = ReportServer(ReportPages(runs_dir, build), *parse_address(address))
-    click.echo(f"the report of {runs_dir} is at {server.url}; Ctrl-C ends it")
-    serve(server)
 
 
 @click.command()
