@@ -31,6 +31,7 @@ SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # The date is fixed, so that two builds have equal contents.
 # hadolint ignore=DL3008
 RUN export SOURCE_DATE_EPOCH=0 DEBIAN_FRONTEND=noninteractive; \
+    echo 'Acquire::Retries "10";' >/etc/apt/apt.conf.d/80-retries; \
     apt-get update -qq; \
     apt-get install -yqq --no-install-recommends bash ca-certificates openssh-server python3 python3-venv rsync tini; \
     useradd --uid 1000 --home-dir /tmp --no-create-home --shell /bin/bash prefill; \
@@ -71,14 +72,14 @@ ARG VARIANT
 RUN apt-get update -qq; apt-get install -yqq --no-install-recommends binutils
 COPY requirements/image-${VARIANT}.lock /tmp/image.lock
 # The installing pip is not the installed one, which is in the lock like everything else. A secret named pip.conf gives further
-# places for wheels; it leaves no trace in the image.
+# places for wheels; it leaves no trace in the image. Ten tries outlast four minutes without the index.
 RUN --mount=type=bind,from=wheels,target=/opt/wheels \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     export PIP_FIND_LINKS=/opt/wheels; \
     python3 -m venv /tmp/installer; \
     python3 -m venv --without-pip /opt/venv; \
     /tmp/installer/bin/pip --python /opt/venv/bin/python install --require-hashes --only-binary :all: --no-cache-dir \
-        --no-compile --disable-pip-version-check --progress-bar off --quiet -r /tmp/image.lock
+        --retries 10 --no-compile --disable-pip-version-check --progress-bar off --quiet -r /tmp/image.lock
 COPY container/slim.sh /tmp/slim.sh
 RUN /tmp/slim.sh "${VARIANT}" /opt/venv/lib/python3.11/site-packages
 ARG CUDA
@@ -93,7 +94,7 @@ FROM packages AS tools
 COPY requirements/image-tools.lock /tmp/tools.lock
 RUN python3 -m venv /opt/tools; \
     /opt/tools/bin/pip install --require-hashes --only-binary :all: --no-cache-dir --disable-pip-version-check \
-        --progress-bar off --quiet -r /tmp/tools.lock
+        --retries 10 --progress-bar off --quiet -r /tmp/tools.lock
 ENV PATH=/opt/tools/bin:$PATH HOME=/tmp
 USER 1000:1000
 
@@ -157,7 +158,7 @@ USER 0:0
 COPY requirements/image-track.lock /tmp/track.lock
 RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     pip install --require-hashes --only-binary :all: --no-deps --no-cache-dir --no-compile --disable-pip-version-check \
-        --progress-bar off --quiet --root-user-action ignore -r /tmp/track.lock
+        --retries 10 --progress-bar off --quiet --root-user-action ignore -r /tmp/track.lock
 USER 1000:1000
 
 # ---- for a rented machine ---------------------------------------------------------------------------------------------
