@@ -278,17 +278,22 @@ clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 FIRST := demo stage1 doctor campaign status report submit vast-up test setup
+# Lines for people: on a terminal broken between words, the rest below its text; in a file each is one. $(call wrapped,COLUMN)
+wrapped = { [ ! -t 1 ] || width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}"; awk -v at=$(1) -v width="$${width:-100000}" '{ \
+  while (length($$0) > width && match(substr($$0, at + 1, width - at + 1), / [^ ]*$$/)) { \
+    print substr($$0, 1, at + RSTART - 1); $$0 = substr(sprintf("%40s", ""), 1, at) substr($$0, at + RSTART + 1) } print }'; }
 help: ## The targets to begin with
-	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
+	@{ $(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
 	  printf '  make %-15s %s\n' $(target) "One stage of eight: make help-all lists them";,\
-	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
-	@echo '  make help-all        Every target and every setting'
+	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';)) \
+	  echo '  make help-all        Every target and every setting'; } | $(call wrapped,23)
 help-all: ## Every target, stage and setting
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
-	@echo; echo 'Stages, each a file under jobs/:'
-	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
+	@{ awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile; \
+	  echo; echo 'Stages, each a file under jobs/:'; \
+	  $(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";) } | $(call wrapped,23)
 	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
-	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-11s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | \
+	  awk -F '|' '{printf "  %-11s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}' | $(call wrapped,14)
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 
