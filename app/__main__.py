@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from jobs.errors import ConfigError, UserError, one_line, wrong_python
+from jobs.errors import ConfigError, UserError, encode_all, one_line, wrong_python
 
 try:
     import click
@@ -63,6 +63,7 @@ for found in (value for module in MODULES for value in vars(module).values() if 
 def main() -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
     collector.begin()
+    encode_all()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
     rank = rank_in(os.environ)

@@ -3,6 +3,7 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
+import io
 import re
 import shlex
 import sys
@@ -52,6 +53,12 @@ def wrong_python(error: ImportError) -> UserError:
     if not isinstance(error, ModuleNotFoundError) or name in ("", "app", "jobs", "vast"):
         raise error
     return UserError(sys.executable, f"has no module {name}", remedy)
+
+
+def encode_all() -> None:
+    """Characters that the encoding of standard output lacks become `?`: Python itself would raise an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def one_line(error: Any, program: str, words: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.errors import UserError, one_line, wrong_python
+from jobs.errors import UserError, encode_all, one_line, wrong_python
 
 try:
     import click
@@ -48,6 +48,7 @@ cli.add_command(simulate, "simulate")
 
 def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
+    encode_all()
     try:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=wiring)
     except click.ClickException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from app.__main__ import main
 from jobs.errors import wrong_python
 from tests.app.fakes.command_line import Command, Said, everything_in
 
@@ -299,6 +301,18 @@ def test_a_module_that_only_some_commands_need_is_named_too(
     monkeypatch.delitem(sys.modules, "rich.console")
     with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
         command("runs", "--runs-dir", tmp_path)
+
+
+def test_characters_that_the_terminal_s_encoding_lacks_are_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "stage1" / "20260101-000000").mkdir(parents=True)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "argv", ["app", "runs", "--runs-dir", str(tmp_path)])
+    assert main() == 0
+    out.flush()
+    assert b"stage1/20260101-000000 " in out.buffer.getvalue() and b"??????" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_older_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
