@@ -107,9 +107,14 @@ def _key(path: Path) -> str:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at the address: before the model is loaded, so that a wrong one is reported at once."""
+    """A socket at the address: before the model is loaded, so that a wrong one is reported at once. It does not listen yet:
+    until the model is loaded, clients are refused and need not wait."""
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listening.bind((host, port))
     except OSError as error:
+        listening.close()
         fact = f"cannot listen there: {error.strerror}"
         raise ConfigError(f"--listen {host}:{port}", fact, "choose another port") from None
+    return listening

@@ -191,9 +191,7 @@ def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = REC
     recipe = read_named(Recipe, directory, name, where)
     if base.values.get("train") is None:
         raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
-    layer = Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})
-    check_part(Stage, layer)
-    return [layer]
+    return [Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})]
 
 
 def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
