@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,7 +59,8 @@ def wrong_python(error: ImportError) -> UserError:
 def encode_all() -> None:
     """Characters that the encoding of standard output lacks become `?`: Python itself would raise an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        with suppress(OSError):  # of a stream whose file was put in the place of another: it stays as it is
+            sys.stdout.reconfigure(errors="replace")
 
 
 def one_line(error: Any, program: str, words: Sequence[str]) -> str:
