@@ -3,12 +3,13 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
-import io
+import errno
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -56,11 +57,21 @@ def wrong_python(error: ImportError) -> UserError:
     return UserError(sys.executable, f"has no module {name}", remedy)
 
 
-def encode_all() -> None:
-    """Characters that the encoding of standard output lacks become `?`: Python itself would raise an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        with suppress(OSError):  # of a stream whose file was put in the place of another: it stays as it is
-            sys.stdout.reconfigure(errors="replace")
+def accept_any_letter() -> None:
+    """No letter that standard output lacks ends a command: `?` on a terminal, an escape in a file, where none may be lost."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "backslashreplace")
+
+
+def full_output(error: OSError) -> UserError:
+    """A user's mistake for a standard output without room. Raises `error` itself where it is about something else."""
+    try:
+        print(end="", flush=True)
+    except OSError as again:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and again.errno == error.errno:
+            return DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")
+    raise error
 
 
 def one_line(error: Any, program: str, words: Sequence[str]) -> str:

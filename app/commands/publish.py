@@ -16,7 +16,7 @@ from jobs.runs.atomic import make_directory, write_text_atomically
 @click.argument("run", metavar="RUN")
 @options.profile
 @click.option("--to", "repo", required=True, metavar="OWNER/NAME", help="The repository; it is made if there is none.")
-@click.option("--private", is_flag=True, help="Make it private; one that exists stays as it is.")
+@click.option("--private", is_flag=True, help="Make it private; one that exists and is public is refused.")
 @click.option("--adapter", is_flag=True, help="The LoRA adapter alone, in place of the merged weights.")
 @click.option("--license", "licence", metavar="ID", help="Of the base model, where its card names none and you have read that it "
               "allows derivatives.")  # fmt: skip

@@ -80,13 +80,13 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     """The first number and its name; the other names follow, each with its number."""
     scored = metrics.get("evaluations")
     leaks = [str(e.get("label")) for e in map(_mapping, scored if isinstance(scored, list) else []) if e.get("leaks")]
-    names, values = [], []
-    for name, value in _mapping(summary.get("headline")).items():
-        names.append(name + " (leaks)" * (name in leaks or name.endswith(LEAKING)))
-        values.append(number(value) if isinstance(value, int | float) else str(value))
-    if not names:
+    texts = {name: number(value) if isinstance(value, int | float) else str(value)
+             for name, value in _mapping(summary.get("headline")).items()}  # fmt: skip
+    found = [(f"{name}{' (leaks)' * (name in leaks or name.endswith(LEAKING))}", text) for name, text in texts.items()]
+    if not found:
         return DASH, ""
-    return values[0], ", ".join([names[0].replace("_", " "), *map(" ".join, zip(names[1:], values[1:], strict=True))])
+    (first, result), *others = found
+    return result, ", ".join([first.replace("_", " "), *map(" ".join, others)])
 
 
 def _unusual(metrics: dict[str, Any]) -> list[str]:

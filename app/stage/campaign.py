@@ -147,13 +147,13 @@ def deal(
     """
     make_directory(logs)
     with ExitStack() as stack:
-        children = []
+        children: list[subprocess.Popen[bytes]] = []
+        stack.callback(_end, children)  # also of those that were started before one could not be
         for part, device in enumerate(devices):
             log = stack.enter_context(open(logs / f"worker-{part}.log", "ab"))
             environment = os.environ if device is None else {**os.environ, "CUDA_VISIBLE_DEVICES": device}
             command = [sys.executable, "-m", "app", *words, "--share", f"{part}/{len(devices)}", "--worker"]
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-        stack.callback(_end, children)
         while any(child.poll() is None for child in children) and not stop:
             time.sleep(POLL_SECONDS)
             look()

@@ -75,7 +75,7 @@ def read(path: Path, where: str) -> dict[str, Any]:
         fact = f"expected UTF-8 text, found byte {error.start} that is not"
         raise ConfigError(where, fact, "save as UTF-8") from None
     except OSError as error:
-        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
+        raise ConfigError(where, f"cannot be read: {error.strerror}", "correct the path, or make it readable") from None
     value = parse(text, where)
     if not isinstance(value, dict):
         raise ConfigError(where, f"expected a mapping of keys, found {'nothing' if value is None else show(value)}")

@@ -58,7 +58,7 @@ _Train = TypedDict("_Train", {
     "mask": str, "steps": Count, "max_steps": Counted, "best_step": Counted, "kept_step": Counted, "train_examples": Counted,
     "eval_examples": Counted, "dropped_overlap": Counted, "dropped_length": Counted, "response_tokens": Counted,
     "params_trained": Counted, "params_total": Count, "train_loss": Number, "eval_loss_first": Number, "eval_loss_best": Number,
-    "eval_loss_last": Number, "seconds": Number, "tokens_per_s": Number, "padding": float, "data": _Data | None,
+    "eval_loss_last": Number, "seconds": Number, "tokens_per_s": Number, "padding": Number, "data": _Data | None,
     "objective": dict[str, Number] | None,
 }, total=False)  # fmt: skip
 _Metrics = TypedDict("_Metrics", {

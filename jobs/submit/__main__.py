@@ -17,7 +17,7 @@ import yaml
 from jobs.config.campaign import Cell, campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
-from jobs.errors import EXIT_OK, ConfigError, UserError, encode_all
+from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter
 from jobs.estimate.estimate import Estimate, estimate
 from jobs.runs.atomic import make_directory, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
@@ -201,7 +201,7 @@ def _seeds(text: str) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the file; unless it is a dry run, have it checked and submit it. Returns the exit code."""
-    encode_all()
+    accept_any_letter()
     try:
         for before, word in pairwise(["STAGE", *arguments]):
             if not word.isprintable() or not word:

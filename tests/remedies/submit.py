@@ -107,7 +107,7 @@ def _(w: World) -> Steps:
 def _(w: World) -> Steps:
     words = [*RENTED[1:-1], "A100-40GB", "--profile", "ministral-3b"]
     yield file("stage5b", *words)
-    yield file("stage5b", *words, "--set", w.remedy.removeprefix("set ").replace(": ", "="))
+    yield file("stage5b", *words, *(word for one in w.sets for word in ("--set", one)))
 
 
 @remedy(SUBMISSION, "give --hours, or --gpu NAME")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.__main__ import main
-from jobs.errors import wrong_python
+from jobs.errors import EXIT_DISK_FULL, wrong_python
 from tests.app.fakes.command_line import Command, Said, everything_in
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -278,6 +278,34 @@ def test_a_file_of_prompts_that_is_none(content: bytes, said: list[str], command
     command("generate", "--prompts", tmp_path / "prompts.txt").refused(*said)
 
 
+# ---- an output that takes nothing, or not every letter ------------------------------------------------------------------
+
+
+def test_an_output_that_takes_nothing_or_not_every_letter_is_no_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "█").mkdir()
+    words = ("runs", "--runs-dir", tmp_path / "█")
+    shown = command(*words).out
+    assert any(ord(letter) > 255 for letter in shown)
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "\\u2588"), "in a file no letter is lost"
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(narrow, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "?")
+    with suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = command(*words)
+    assert done.code == EXIT_DISK_FULL
+    assert done.err == "error: standard output: no space left on the disk; free some space, or write it elsewhere\n"
+
+
 # ---- another Python ---------------------------------------------------------------------------------------------------
 
 
@@ -301,18 +329,6 @@ def test_a_module_that_only_some_commands_need_is_named_too(
     monkeypatch.delitem(sys.modules, "rich.console")
     with pytest.raises(ModuleNotFoundError):  # a mistake of ours keeps its traceback
         command("runs", "--runs-dir", tmp_path)
-
-
-def test_characters_that_the_terminal_s_encoding_lacks_are_replaced(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "stage1" / "20260101-000000").mkdir(parents=True)
-    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(sys, "argv", ["app", "runs", "--runs-dir", str(tmp_path)])
-    assert main() == 0
-    out.flush()
-    assert b"stage1/20260101-000000 " in out.buffer.getvalue() and b"??????" in out.buffer.getvalue()  # type: ignore[attr-defined]
 
 
 def test_an_older_python_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:

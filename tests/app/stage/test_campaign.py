@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +217,26 @@ def test_progress_is_a_live_table_and_without_a_terminal_a_line_for_each_change(
         assert text.count("Recipe") >= len(looks) and "\x1b[2K" in text  # drawn anew in its place
     else:
         assert text.splitlines() == [f"{first.name}: running", f"{first.name}: complete", f"{second.name}: running"]
+
+
+def test_a_worker_that_cannot_start_leaves_no_other_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError("Resource temporarily unavailable")
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return started[0]
+
+    real = subprocess.Popen
+    monkeypatch.setattr("app.stage.campaign.subprocess.Popen", start)
+    try:
+        with pytest.raises(BlockingIOError):
+            deal(["campaign", "ci"], [None, None], tmp_path, stop=StopFlag(), look=lambda: None)
+        assert started[0].poll() == -signal.SIGTERM
+    finally:
+        started[0].kill()
+        started[0].wait()
 
 
 def test_a_signal_is_passed_on_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
