@@ -39,7 +39,7 @@ class Directory(Named):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(super().convert(value, param, ctx))
-        there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
         if not there.is_dir():
             self.fail(f"{there} is no directory; name one", param, ctx)
         return path
