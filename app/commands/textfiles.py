@@ -134,8 +134,5 @@ def _line(row: dict[str, Any], result: Scored, boundary: str) -> str:
     if boundary != "clean":
         scores["boundary"] = boundary
     text = json.dumps({**row, **scores}, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair in another key: it can be kept only as an escape
-        text = json.dumps({**row, **scores})
-    return text + "\n"
+    # Half a surrogate pair in another key can be kept only as an escape, which is JSON's own.
+    return text.encode(errors="backslashreplace").decode() + "\n"

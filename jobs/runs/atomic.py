@@ -72,6 +72,12 @@ def io_errors_reported(path: Path, remedy: str = "") -> Iterator[None]:
         raise RunStateError(path, fact, remedy or "choose another --runs-dir") from None
 
 
+def make_directory(path: Path, remedy: str = "") -> None:
+    """With its parents, unless it is there. Raises DiskFull, RunStateError."""
+    with io_errors_reported(path, remedy):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _owner(path: Path, error: OSError) -> str:
     """Names the owner of a directory that this process cannot write: in a container, that is the reason."""
     if error.errno not in (errno.EACCES, errno.EPERM):

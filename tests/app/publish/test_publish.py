@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,10 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
     assert "          5,000  model.safetensors" in said and "run/stage.yaml" in said and hub.commits == 0
     assert (tmp_path / "publish/stage3b-20261122-234501.md").read_text().startswith("---\n")
     assert RunDir.open(tmp_path / "stage3b/20261122-234501").verify() == []
+    shutil.rmtree(tmp_path / "publish")
+    (tmp_path / "publish").write_text("precious")
+    publish(command, tmp_path, "--dry-run").refused("publish: cannot be written: File exists", alone=False)
+    assert (tmp_path / "publish").read_text() == "precious"
 
 
 def test_what_must_not_be_published_is_refused_before_anything_is_sent(
