@@ -113,8 +113,8 @@ class SshTransport:
         target = f"{self._at(address)}:{root}"
         return self._rsync(address, rsync.SEND, str(source.absolute()), target, paths, timeout, pace)
 
-    def _rsync(self, address: Address, mode: str, source: str, target: str, paths: Sequence[str], timeout: Seconds,
-               pace: Pace) -> Reply:  # fmt: skip
+    def _rsync(self, address: Address, mode: Sequence[str], source: str, target: str, paths: Sequence[str],
+               timeout: Seconds, pace: Pace) -> Reply:  # fmt: skip
         def command() -> list[str]:
             ssh = self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it
             return rsync.argv(ssh, mode, source, target, pace.mbit)

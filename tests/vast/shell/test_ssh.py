@@ -318,10 +318,11 @@ def test_a_fetch_and_a_send_as_they_are_called(bench: Bench, tmp_path: Path) -> 
         " -i PRIVATE/key -p 40022 -o BatchMode=yes"
     )
     assert called.endswith(f" root@203.0.113.5:/runs/ {tmp_path}/into here/")
+    assert "--inplace" in called and "links" not in called
     assert "ControlMaster=no" in called, "a connection made by a transfer would end with it"
     bench.ssh.send(Address("2001:db8::1", 22), bench.run, "/runs/.inputs", ["p.yaml"], timeout=5)
     assert bench.last().endswith(f" {bench.run}/ root@[2001:db8::1]:/runs/.inputs/")
-    assert "--inplace" not in bench.last() and "--partial-dir=.rsync-partial" in bench.last()
+    assert "--inplace" not in bench.last() and "--partial-dir=.rsync-partial --copy-links" in bench.last()
     assert rsync.listing(["a/b", "c"]) == b"a/b\0c\0"
     assert "--bwlimit" not in bench.last()
     bench.ssh.send(HOST, bench.run, "/runs", ["p"], timeout=5, pace=Pace(mbit=40))
