@@ -85,8 +85,7 @@ def read(path: Path, where: str) -> dict[str, Any]:
 def dump(value: Mapping[str, Any]) -> str:
     """YAML text that `parse` reads back to an equal value; keys keep their order."""
     # ASCII: with allow_unicode, PyYAML writes U+0085 in a way that it reads back as a space
-    found: str = yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=120)
-    return found
+    return str(yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=120))
 
 
 def show(value: object) -> str:

@@ -202,7 +202,7 @@ def _(w: World) -> Steps:
 def _(w: World) -> Steps:
     words = ("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB")
     yield lambda: w.cli(*words)
-    yield lambda: w.cli(*words, "--set", w.remedy.removeprefix("set ").replace(": ", "="))
+    yield lambda: w.cli(*words, *(word for one in w.sets for word in ("--set", one)))
 
 
 @remedy("jobs/health.py", "correct it, or unset it for {}")

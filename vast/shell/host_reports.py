@@ -37,18 +37,19 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
         return Host("unreachable", message="no answer of a machine of ours")
     if answer["nonce"] != nonce:
         return Host("wrong-host", message="its nonce is that of another run")
-    boot = word(answer.get("boot"))
+    boot, switch = word(answer.get("boot")), answer.get("watchdog")
     if boot is None:
         return Host("unreachable", message="its report has no boot id")
     return Host(
         "ok",
         boot,
-        armed(answer.get("watchdog")),
+        armed(switch),
         job(answer.get("job")),
         finite(answer.get("gpu_percent")),
         finite(answer.get("gpu_memory_percent")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
+        finite(switch.get("uptime")) if isinstance(switch, dict) else None,
     )
 
 

@@ -68,7 +68,17 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage3b", "--set", "max_steps=20"], ['unknown key; did you mean "train.max_steps"? known: title']),
         (["run", "stage1", "--set", "limit=2"], ['did you mean "score.limit"?', "score, reference, model, data, gpus"]),
         (["run", "stage1", "--set", "modell.device=cpu"], ['did you mean "model"?']),
-        (["run", "stage1", "--profile", "ci", "--runs-dir", ""], ["'--runs-dir'", "it is empty; name a directory"]),
+        (["run", "stage1", "--profile", "ci", "--runs-dir", ""], ["'--runs-dir'", "it is empty; name one"]),
+        (
+            ["run", "stage1", "--profile", "ci", "--runs-dir", "/dev/null"],
+            ["'--runs-dir'", "/dev/null is no directory"],
+        ),
+        (["campaign", "ci", "--runs-dir", f"{__file__}/runs"], ["'--runs-dir'", "test_cli_errors.py is no directory"]),
+        (["results", "--results-dir", "/dev/null/results"], ["'--results-dir'", "/dev/null is no directory"]),
+        (["loglikelihood", "--mask", "causal", "--pairs", "", "--out", "o"], ["'--pairs'", "it is empty; name one"]),
+        (["power", "--points", "nan"], ["'--points'", "'nan' is not a finite number"]),
+        (["campaign", "ci", "--plan", "--price", "inf"], ["'--price'", "'inf' is not a finite number"]),
+        (["campaign", "ci", "--price", "2"], ["--gpu and --price are of a plan; add --plan, or leave them out"]),
         (["run", "stage1", "--set", "train.max_steps=2"], ["stage1 has no section train"]),
         (["run", "stage1", "--limit", "0"], ["'--limit'", "0 is not in the range"]),
         (["run", "stage1", "--seed", "4294967296"], ["'--seed'", "not in the range"]),
@@ -157,7 +167,7 @@ def test_a_runs_directory_that_is_a_file_is_refused(words: list[str], command: C
 def test_a_runs_directory_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     words = ["run", "stage1", "--profile", "ci", "--runs-dir", tmp_path / "file" / "runs"]
-    command(*words).refused("cannot be written: Not a directory", "choose another --runs-dir")
+    command(*words).refused("'--runs-dir'", "/file is no directory; name one")
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -173,7 +173,7 @@ def test_a_job_whose_attempt_is_odd_is_not_known_and_the_rest_may_be_missing(
     fields = {"phase": "ended", "attempt": 2, "run": "../../etc/20261123-101500", "loss": "low", "complete": 1}
     way.replies["look"] = Reply("ok", out=json.dumps({**answer, "job": fields}))
     found = shell.probe(BOTH)
-    assert found.armed is True
+    assert (found.armed, found.uptime) == (True, 2.5)
     assert found.job is not None
     assert (found.job.attempt, found.job.run, found.job.loss, found.job.complete) == (2, None, None, False)
 
