@@ -99,8 +99,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
             answered = True
             # The machine may be somebody else's, and a terminal would act on its control characters.
             click.echo(printable(click.unstyle(text), keep="\n\r\t"), nl=False)
-            if shown is None or following > shown:
-                shown = following
+            more, shown = bool(text) and following != shown, following  # less than before: another machine's log
+            if more:
                 continue  # one answer may hold a part of it only
         if closed or not follow:
             break
