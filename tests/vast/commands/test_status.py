@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import count
 
 import pytest
 
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import RUN
+from vast.records.run_dir import Folder
 from vast.supervisor import journal
 
 
@@ -94,21 +96,26 @@ def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatc
     assert world.vast("logs", "-f", folder.run_id).stdout == "job: hello\nmore\nmore\n"
 
 
-def test_the_log_of_the_next_machine_is_shown_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is shorter than what the one before it had printed."""
+@pytest.mark.parametrize("text", [b"second\n", b"of the second machine, which printed more\n"])
+def test_the_log_of_the_next_machine_is_shown_whole_and_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
     folder = world.left_running()
     world.shell.text = b"of the first machine\n"
-    real, slept = world.clock.sleep, count()
+    real, slept, state = world.clock.sleep, count(), folder.state()
+    assert state.machine is not None
+    second = replace(state, machine=replace(state.machine, id=state.machine.id + 1))
 
     def sleep(seconds: float) -> None:
         real(seconds)
-        world.shell.text = b"second\n"
+        world.shell.text = text
+        monkeypatch.setattr(Folder, "state", lambda folder: second)
         if next(slept) == 3:
-            monkeypatch.setattr(world.clock, "sleep", real)
+            monkeypatch.undo()
             world.vast("down", folder.run_id)
 
     monkeypatch.setattr(world.clock, "sleep", sleep)
-    assert world.vast("logs", "-f", folder.run_id).stdout == "of the first machine\nsecond\n"
+    assert world.vast("logs", "-f", folder.run_id).stdout == f"of the first machine\n{text.decode()}"
 
 
 def test_a_page_that_cannot_be_written_has_the_remedy_of_its_own_option(world: World) -> None:
