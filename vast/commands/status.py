@@ -85,10 +85,14 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     """Print the log of RUN's job. From the host while there is one, else what was fetched."""
     folder = find(runs_dir.absolute(), run)
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
-    answered = False
+    answered, last = False, None
     while True:
         state = folder.state()
         closed = state.phase is Phase.CLOSED
+        if state.machine is not None:
+            if last not in (None, state.machine.id):
+                shown = 0  # the log of another machine
+            last = state.machine.id
         part = _from_host(folder, wiring, state.machine, shown, tail)
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
@@ -97,8 +101,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
             answered = True
             # The machine may be somebody else's, and a terminal would act on its control characters.
             click.echo(printable(click.unstyle(text), keep="\n\r\t"), nl=False)
-            if shown is None or following > shown:
-                shown = following
+            more, shown = bool(text) and following != shown, following
+            if more:
                 continue  # one answer may hold a part of it only
         if closed or not follow:
             break
