@@ -25,6 +25,7 @@ from typing import Any, Literal
 from jobs import lock
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
+from vast import policy as policies
 from vast.ports import Clock, Label, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
@@ -77,6 +78,18 @@ class Folder:
             return RunRequest(**{**fields, **{key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}})
         except TypeError:
             raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
+
+    def mend(self) -> None:
+        """Put defaults in the place of a policy or a request that cannot be read: ending a run needs neither. Raises DiskFull."""
+        unknown = json.dumps(asdict(RunRequest("unknown", "unknown", "unknown")))
+        for name, read, text in (
+            ("policy.yaml", lambda: policies.load(self.policy), policies.text(policies.load())),
+            ("request.json", self.request, unknown),
+        ):
+            try:
+                read()
+            except UserError:
+                self._write(name, text)
 
     def nonce(self) -> str:
         try:
