@@ -75,6 +75,10 @@ def test_down_ends_a_run_whose_files_are_damaged(world: World, name: str, damage
     (folder.path / name).unlink(missing_ok=True)
     if damage is not None:
         (folder.path / name).write_bytes(damage)
+    if name in ("request.json", "policy.yaml"):
+        refused = world.vast("attach", folder.run_id)
+        assert refused.exit_code == 2 and name in refused.stderr
+        assert f"end the run, which needs none: python -m vast down {folder.run_id}" in refused.stderr
     done = world.vast("down", folder.run_id)
     assert world.fake.market.living() == [], done.output
     assert done.exit_code == 0 and folder.report.exists()
