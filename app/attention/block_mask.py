@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from app.attention.mask import PAD, Layout, Tokens, may_attend
+from jobs.estimate import sizes
 
-TILE = 128
+TILE = sizes.TILE
 
 
 def block_mask(layout: Layout, queries: tuple[int, int] | None = None, keys: tuple[int, int] | None = None,

@@ -33,7 +33,7 @@ _PROPERTIES: dict[str, Callable[[Mapping[str, Any]], str]] = {  # of a training 
     "Launched as CUDA graphs": lambda t: (
         DASH if "graph" not in t else "yes" if t["graph"] else f"no: {t.get('graph_reason', DASH)}"
     ),
-    "Padding of training rows": lambda t: f"{t['padding']:.1%}" if "padding" in t else DASH,
+    "Padding of training rows": lambda t: DASH if (share := t.get("padding")) is None else f"{share:.1%}",
     "Response tokens": lambda t: count(t.get("response_tokens")),
 }
 

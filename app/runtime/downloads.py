@@ -36,8 +36,9 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
 
 
 def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
-    """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has one as new."""
-    steps = [path.name.removeprefix("checkpoint-") for path in run.checkpoints.glob("checkpoint-*")]
+    """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has a whole one as new."""
+    marks = run.checkpoints.glob("checkpoint-*/complete.json")  # app/training/checkpoint.py
+    steps = [path.parent.name.removeprefix("checkpoint-") for path in marks]
     here = max((int(step) for step in steps if step.isdecimal()), default=-1)
 
     def work() -> None:
@@ -49,7 +50,8 @@ def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
             for log_file in sorted((fetched / "run").glob("*.jsonl")):
                 log_file.replace(run.path / log_file.name)
             shutil.rmtree(fetched / "run", ignore_errors=True)
-            fetched.rename(run.checkpoints / f"checkpoint-{step}")
+            shutil.rmtree(target := run.checkpoints / f"checkpoint-{step}", ignore_errors=True)
+            fetched.rename(target)
             return log.info(f"checkpoint-{step} is fetched from {store.url}")
 
     if not run.final.exists():

@@ -12,18 +12,19 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._interrupted = False
 
     def __bool__(self) -> bool:
         return self.name is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.name == "SIGINT" and number == signal.SIGINT:
+        if self._interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
         self.name = signal.Signals(number).name
 
     @contextmanager
     def listening(self) -> Iterator[Self]:
-        """Handle SIGTERM and SIGINT inside the block."""
         before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self

@@ -170,7 +170,6 @@ class Uploads(AbstractContextManager["Uploads"]):
         log.info(f"{self.run.id} is uploaded to {store.url}: {size / 1e6:.1f} MB")
 
     def _remains(self, store: ArtifactStore) -> None:
-        """The small files of a run that is not complete."""
         files = {path.name: path for path in self.run.path.iterdir() if path.is_file() and path.name not in _OF_RUN}
         store.put(self.run.id, files, manifest=False)
 

@@ -49,7 +49,7 @@ def estimate_here(job: Job, world: int, trained: bool = False) -> Estimate | Non
     found = estimate_on(job, gpu, world)
     if not trained:
         return found
-    left = estimate_on(replace(job, stage=job.stage.model_copy(update={"train": None})), gpu, world)
+    left = estimate_on(job.changed({"train": None}), gpu, world)
     return replace(found, peak_gb=left.peak_gb, parts_gb=left.parts_gb, fits=left.fits, remedy=left.remedy)
 
 
@@ -61,35 +61,29 @@ def resolved(job: Job, found: Estimate | None, world: int) -> Job:
     gradient_checkpointing: the estimate's; on a CPU, which has no estimate, false; on a GPU with an unknown estimate,
     true.
     """
-    train, sharding = job.stage.train, job.profile.sharding
+    train, values = job.stage.train, dict[str, Any]()
     if world == 1:
-        sharding = "ddp"
-    elif sharding == "auto":
-        sharding = "fsdp" if found is not None and found.sharding == "fsdp" else "ddp"
+        values["sharding"] = "ddp"
+    elif job.profile.sharding == "auto":
+        values["sharding"] = "fsdp" if found is not None and found.sharding == "fsdp" else "ddp"
     if train is not None and train.gradient_checkpointing == "auto":
-        wanted = found is not None and found.checkpointing is not False
-        train = train.model_copy(update={"gradient_checkpointing": wanted})
+        values["train.gradient_checkpointing"] = found is not None and found.checkpointing is not False
     if train is not None and found is not None and found.no_graphs:
         log.info(f"train.graph: auto is false here: {NO_GRAPHS}")
-        train = train.model_copy(update={"graph": False})
-    return replace(job, stage=job.stage.model_copy(update={"train": train}),
-                   profile=job.profile.model_copy(update={"sharding": sharding}))  # fmt: skip
+        values["train.graph"] = False
+    return job.changed(values)
 
 
 def exact_or_not(job: Job, world: int) -> Job:
     """The job with `score.exact: auto` resolved: true on a GPU that has bfloat16, where both weights fit."""
     if job.stage.score is None or job.stage.score.exact != "auto":
         return job
-    device = pick_device(job.profile.model.device)
-
-    def with_exact(value: bool) -> Job:
-        score = job.stage.score.model_copy(update={"exact": value})  # type: ignore[union-attr]
-        return replace(job, stage=job.stage.model_copy(update={"score": score}))
-
-    if pick_dtype("auto", device) != torch.bfloat16:
-        return with_exact(False)
-    found = estimate_here(with_exact(True), world, trained=True)
-    return with_exact(found is None or found.fits is not False)
+    exact = job.changed({"score.exact": True})
+    if pick_dtype("auto", pick_device(job.profile.model.device)) == torch.bfloat16:
+        found = estimate_here(exact, world, trained=True)
+        if found is None or found.fits is not False:
+            return exact
+    return job.changed({"score.exact": False})
 
 
 def following(job: Job, checkpoint: Path | None, world: int) -> Job:
@@ -100,7 +94,7 @@ def following(job: Job, checkpoint: Path | None, world: int) -> Job:
     if checkpoint is None or world == 1 or job.profile.sharding != "auto":
         return job
     laid_out = "fsdp" if is_spread(checkpoint) else "ddp"
-    same = replace(job, profile=job.profile.model_copy(update={"sharding": laid_out}))
+    same = job.changed({"sharding": laid_out})
     found = estimate_here(same, world)
     return same if found is not None and (laid_out == "fsdp" or not _too_large(found)) else job
 

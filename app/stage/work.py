@@ -69,6 +69,8 @@ def work(
         torch.manual_seed(job.stage.seed)
         section = stage.train(resume) if job.stage.train is not None else None
         entries = stage.score(section) if job.stage.score is not None else []
+        if job.stage.train is not None and not job.stage.train.keep_weights and ranks.main:
+            shutil.rmtree(run.final, ignore_errors=True)
         stage.uploads.abandon(LETTING_GO)  # the result follows, and needs no checkpoint
         stage.drop_checkpoints()
     headline = {entry["label"]: entry["macro"]["value"] for entry in entries}
@@ -106,12 +108,14 @@ class _Stage:
         self.job, self.run, self.runs_dir, self.init_runs, self.stop = job, run, runs_dir, init_runs, stop
         self.heartbeat = Heartbeat(run)
         self.estimate: Estimate | None = None
-        self.trained = False
+        self.trained = self.scored = False
 
     def check_capacity(self, resume: bool) -> None:
         """Refuse, before hours of work, what the GPU cannot hold and what lacks a library."""
         trained = resume and self.run.final.is_dir() and (self.run.path / "metrics.json").is_file()
-        self.trained = self.ranks.share(trained)
+        # The last file of scoring: what is left is to complete the run.
+        self.scored = self.ranks.share(resume and (self.run.path / "samples.jsonl").is_file())
+        self.trained = self.ranks.share(trained) or self.scored
         if not self.trained:
             capacity.require_means(self.job, self.ranks.world)
         at = checkpoint.newest(self.run.checkpoints) if resume and self.ranks.main and not self.trained else None
@@ -195,6 +199,9 @@ class _Stage:
     def score(self, section: dict[str, Any] | None) -> list[dict[str, Any]]:
         settings = self.job.score
         assert settings is not None
+        if self.scored:
+            log.info("scoring is complete")
+            return list(self.run.read_metrics()["evaluations"])
         self.heartbeat.phase("data")
         with waiting("read evaluation items"):
             items = suite_items(self.job.stage, settings.tasks, self.job.profile.data.eval, format=settings.format,
@@ -217,8 +224,6 @@ class _Stage:
                 samples.extend(rows)
                 self._write(section, entries)
         self.heartbeat.phase("save")  # app.stage.run then hashes every file of the run
-        if self.job.stage.train is not None and not self.job.stage.train.keep_weights and self.ranks.main:
-            shutil.rmtree(self.run.final)
         with self.run.samples() as write:
             for row in samples:
                 write(row)

@@ -45,17 +45,20 @@ def step_of(checkpoint: Path) -> int:
 
 
 def mark_complete(checkpoint: Path) -> None:
-    """Make every file of a checkpoint durable, then write complete.json.
+    """Make every file of a checkpoint durable, and the logs of its run, then write complete.json.
 
     It takes as long as the disk does, 41 GB of a 3B model at 2 GB/s are 20 s, since reading (8 GB/s out of the page cache on
     one core) and flushing go on at once.
     """
     files = {name: path for name, path in files_below(checkpoint).items() if name != MARK}
+    run = checkpoint.parent.parent
     with ThreadPoolExecutor(_AT_ONCE) as pool:  # fsync, read and xxhash let other threads run
-        flushed, digests = pool.map(_flush, files.values()), pool.map(_digest, files.values())
+        flushed = pool.map(_flush, [*run.glob("*_log.jsonl"), *files.values()])
+        digests = pool.map(_digest, files.values())
         mark = {"files": {name: path.stat().st_size for name, path in files.items()},
                 _DIGESTS: dict(zip(files, digests, strict=True))}  # fmt: skip
         list(flushed)  # raises the error of a flush
+    sync_directory(run)
     write_text_atomically(checkpoint / MARK, json.dumps(mark, indent=2) + "\n")
 
 
@@ -102,14 +105,17 @@ def newest(directory: Path) -> Path | None:
     return next(reversed(complete_checkpoints(directory)), None)
 
 
-def newest_verified(directory: Path, say: Callable[[str], None]) -> Path | None:
+def newest_verified(directory: Path, say: Callable[[str], None], logged: int | None = None) -> Path | None:
     """The newest complete checkpoint whose files match their digests. `say` gets each one that is skipped, with the reason.
+
+    logged: the last step up to which the run's logs are whole. What is lost of them would be wrong in the run's numbers for good.
 
     A damaged checkpoint loses its complete.json, or pruning would keep it in place of a good one. Checkpoints of older code
     have no digests: their sizes count. Reading 41 GB takes as long as the disk needs; the page cache then serves the loading.
     """
     for checkpoint in reversed(complete_checkpoints(directory)):
-        damaged = _damaged(checkpoint)
+        beyond = logged is not None and step_of(checkpoint) > logged
+        damaged = f"the run's logs are whole up to step {logged} only" if beyond else _damaged(checkpoint)
         if damaged is None:
             return checkpoint
         say(f"{checkpoint}: {damaged}; it is passed over for an older one")
@@ -155,7 +161,6 @@ def drop(directory: Path, spared: Collection[Path] = ()) -> None:
 
 
 def card(about: Mapping[str, Any]) -> str:
-    """The model card of `about`, as `save_final` takes it."""
     file = Path(__file__).with_name("card.md.j2")
     text = file.read_text(encoding="utf-8")
     template = Template(text, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)

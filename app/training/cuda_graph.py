@@ -18,11 +18,7 @@ from torch import Tensor
 from app.attention.block_mask import TILE
 from app.training.batch import Schedule, Steps, shapes_of
 from jobs.errors import ConfigError
-
-# Operations in the half second that a shape of rows costs, one step launched by the host and one capture: an H200 makes 2.5e14
-# a second of them in steps of a 135M model, 4e14 in those of a 3B model.
-WORTH = 1.5e14
-MOST_SHAPES = 24
+from jobs.estimate.graphs import MOST_SHAPES, WORTH
 
 
 def in_shapes(steps: Steps, schedule: Schedule, model: Any, parameters: int) -> Steps:

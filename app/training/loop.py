@@ -109,11 +109,10 @@ class TrainingLoop:
                 saves = self.step % self.train.save_every == 0 or self.stopped
                 if evaluates or saves:
                     self._read()
-                if evaluates:
-                    self.evaluate()
-                if saves or self.stopped:
-                    self._save()
-                if evaluates or saves:
+                    if evaluates:
+                        self.evaluate()
+                    if saves or self.stopped:
+                        self._save()
                     self._beat(self.step)
             if self._unread:
                 self._read()
@@ -170,7 +169,7 @@ class TrainingLoop:
 
     def evaluate(self) -> float:
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
-        self.recorder.phase("evaluate")
+        self.recorder.heartbeat.phase("evaluate")
         model, device = self.work.inner, self.work.device
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
@@ -214,7 +213,7 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """A checkpoint of this step: copied now, written while training goes on."""
-        self.recorder.phase("save")
+        self.recorder.heartbeat.phase("save")
         here = self.directory / f"checkpoint-{self.step}"
         if self.ranks.main:
             self.writer.wait()
@@ -257,10 +256,10 @@ class TrainingLoop:
         if self.train.keep == "best" and later:
             step, loss = min(later, key=lambda pair: pair[1])
             path = here / snapshot.best_name(step)
-            if self.ranks.share(path.is_file()):
-                self.best = Best(step, loss, snapshot.load_tensors(path) if self.ranks.main else {})
-            elif step == self.step:
+            if step == self.step and not self.ranks.share(path.is_file()):  # they are the checkpoint's own
                 self.best = Best(step, loss, self._host_weights())
+            else:
+                self.best = Best(step, loss, snapshot.load_tensors(path) if self.ranks.main else {})
 
     # ---- the end
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 2**28  # logits held at a time: 1 GiB as float32, 2,048 tokens of a vocabulary of 131,072
+from jobs.estimate.memory import CHUNK
 
 
 @dataclass(frozen=True)

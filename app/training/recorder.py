@@ -31,9 +31,6 @@ class Recorder:
         elapsed = self.monotonic() - self.started
         return (self.tokens - self.tokens_before) / elapsed if self.bar is not None and elapsed > 0 else None
 
-    def phase(self, name: str) -> None:
-        self.heartbeat.phase(name)
-
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
         self.heartbeat.beat(step, total, phase, loss=self.loss, rate=self._rate(), force=force)
 

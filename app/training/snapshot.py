@@ -48,7 +48,6 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def size_of(state: Any) -> int:
-    """Bytes of the tensors in `state`."""
     sizes: list[int] = []
     recursively_apply(lambda tensor: sizes.append(tensor.nbytes), state)
     return sum(sizes)

@@ -150,7 +150,6 @@ class OptimizerStep:
         return {name: masters.get(p, p.detach()) for name, p in self.inner.named_parameters() if p.requires_grad}
 
     def put_weights(self, found: Mapping[str, Tensor]) -> None:
-        """Copy tensors into the trained weights of their names."""
         snapshot.put(found, self.weights())
         if isinstance(self.optimizer, MasterAdamW):
             self.optimizer.refresh()

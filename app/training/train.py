@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -102,6 +102,14 @@ class _Evaluations:
         })  # fmt: skip
         log.info(self._take(step, loss))
         return self.plateau.stop
+
+
+def _logged(run: RunDir, eval_every: int) -> int:
+    """The last step up to which the logs hold every step and every evaluation; -1 without the first evaluation."""
+    steps, evaluated = (
+        {int(line["step"]) for line in run.read_jsonl(f"{name}_log.jsonl")} for name in ("train", "eval")
+    )
+    return next(n for n in count() if n not in steps | {0} or (n % eval_every == 0 and n not in evaluated)) - 1
 
 
 def require_loadable(model: PreTrainedModel, where: str) -> None:
@@ -201,7 +209,10 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         steps_of = in_shapes(steps_of, schedule, model, params_total)
     if resume:
         heartbeat.phase("load")
-    at = ranks.share(checkpoint.newest_verified(run.checkpoints, log.warning) if resume and ranks.main else None)
+    at = None
+    if resume and ranks.main:
+        at = checkpoint.newest_verified(run.checkpoints, log.warning, _logged(run, section.eval_every))
+    at = ranks.share(at)
     if resume and at is None:
         log.info("no checkpoint to go on from: training begins from its start")
     if at is not None:
@@ -271,13 +282,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
             loop.writer.wait()
     ranks.wait()
     counts = data.counts(schedule.drawn(steps))
-    train_losses = [row["loss"] for row in run.read_jsonl("train_log.jsonl") if row.get("loss") is not None]
     return {
         "mask": mask, "steps": steps, "max_steps": section.max_steps,
         "stopped_by": "max_steps" if steps >= section.max_steps else "auto_stop",
         "train_examples": counts["train"], "eval_examples": counts["eval"],
         "dropped_overlap": counts["overlap"]["dropped"], "dropped_length": counts["dropped_length"], "data": counts,
-        "train_loss": train_losses[-1] if train_losses else math.nan, "eval_loss_first": evaluations.losses[0][1],
+        "train_loss": run.read_jsonl("train_log.jsonl")[-1]["loss"], "eval_loss_first": evaluations.losses[0][1],
         "eval_loss_best": min(losses.values()), "eval_loss_last": losses[steps], "best_step": evaluations.plateau.best_step,
         "saved": saved,  # how far final/, read back, is from what was trained
         "keep": section.keep, "kept_step": kept_step, "eval_loss": losses[kept_step],
@@ -287,7 +297,8 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         "precision": ("bf16 autocast, fp32 weights" if bf16 else "fp32") + (", base in 4 bits (NF4)" if in_4bit else ""),
         "attention": text_config(model)._attn_implementation, "compiled": fast, "row_tokens": steps_of.row_tokens,
         "graph": graphed, "graph_reason": why, "row_shapes": [shape.columns for shape in steps_of.shapes],
-        "padding": 1 - loop.tokens_seen / loop.padded_tokens_seen if loop.padded_tokens_seen else 0.0,
+        # Of this attempt: null where it had no step left.
+        "padding": 1 - loop.tokens_seen / loop.padded_tokens_seen if loop.padded_tokens_seen else None,
         "gradient_checkpointing": section.gradient_checkpointing is True,
         "objective": section.objective.model_dump(), "resumed_from_step": step,
     }  # fmt: skip

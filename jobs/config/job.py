@@ -47,6 +47,19 @@ class Job:
     contents: Mapping[str, str] = field(default_factory=dict)
     profile_given: str | None = field(default=None, compare=False)
 
+    def changed(self, values: Mapping[str, Any]) -> Job:
+        """The same job with other values, by key: `train.graph` of a section of the stage, `train`, or one of the profile."""
+        stage, profile = self.stage, self.profile
+        for key, value in values.items():
+            section, _, name = key.rpartition(".")
+            if section:
+                name, value = section, getattr(stage, section).model_copy(update={name: value})
+            if name in ("train", "score"):
+                stage = stage.model_copy(update={name: value})
+            else:
+                profile = profile.model_copy(update={name: value})
+        return replace(self, stage=stage, profile=profile)
+
     @property
     def train(self) -> Train | None:
         """`stage.train` with micro_batch_size halved: to the next smaller divisor of batch_size where the half is none.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from jobs.config.job import Job
 from jobs.config.schema import LEAKING, Score, Train
 from jobs.estimate import memory
+from jobs.estimate.examples import examples_of, times, with_steps
 from jobs.estimate.gpus import Gpu, gpu_named
 from jobs.estimate.memory import GB, Sharding
 from jobs.estimate.model_shape import shape_of
@@ -39,10 +40,6 @@ SEVERAL_GPUS = 0.93
 START_SECONDS = 90.0  # start of the process, loading, compiling
 LOAD_SECONDS_PER_GB = 1.0  # another checkpoint to score
 
-# Tokens an example, mean, and their standard deviation over it: measured on the embedded questions; the means also on
-# alpaca-cleaned with a chat template and on the suites' own examples; others a guess.
-_TOKENS = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}
-_LEARNT = {"reading": (101.0, 1.0), "lookup": (73.5, 0.1)}
 # Items a task has, and tokens an item: the prompt once with its choices (first), each choice in a row of its own (second).
 _TASKS = {"hellaswag": (10042, 164, 350), "piqa": (1838, 57, 73), "arc_easy": (570, 40, 127),
           "arc_challenge": (299, 50, 147), "winogrande": (1267, 37, 45)}  # fmt: skip
@@ -98,29 +95,31 @@ def estimate(job: Job, gpu: str, gpus: int = 1) -> Estimate:
     return estimate_on(job, gpu_named(gpu), gpus)
 
 
-def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None) -> Estimate:
-    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already."""
+def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | None = None,
+                row_shapes: int | None = None) -> Estimate:  # fmt: skip
+    """The same for a GPU that is at hand. tokens_per_example: the mean of the data, where it is known already; row_shapes: how
+    many its rows are padded to, likewise."""
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = memory.with_sizes(job, shape), job
-    mean, spread = _lengths(job)
+    job, asked = memory.with_sizes(with_steps(job), shape), job
+    mean, spread, learnt = examples_of(job)
     mean = tokens_per_example or mean
-    place = Place(shape, gpu, gpus, mean, spread)
+    place = Place(shape, gpu, gpus, mean, spread, learnt, row_shapes)
     job = memory.with_choices(job, place)
     sharding, parts = memory.layout(job, place)
-    peak = sum(parts.values())
-    fits = memory.needed(parts) <= place.usable
+    fits, train, before = memory.needed(parts) <= place.usable, job.stage.train, asked.stage.train
     known = Estimate(
-        gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(peak, 2),
+        gpu.name, gpus, gpu.memory_gb, sharding, shape.parameters, round(sum(parts.values()), 2),
         {name: round(size, 2) for name, size in parts.items()}, fits,
-        checkpointing=job.stage.train.gradient_checkpointing is True if job.stage.train is not None else None,
-        no_graphs=_without_graphs(asked, job), remedy="" if fits else remedy_for(job, place),
-        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(asked, job, place, sharding)),
+        checkpointing=None if train is None else train.gradient_checkpointing is True,
+        no_graphs=bool(before and train and before.graph == "auto" and train.graph is False),
+        remedy="" if fits else remedy_for(job, place),
+        assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(before, train, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
         return replace(known, unknown=f"the speed of {gpu.name} is not known")
-    train, score = job.stage.train, job.stage.score
+    score = job.stage.score
     steps_per_s = tokens = train_hours = score_hours = rate = None
     if train is not None:
         steps_per_s = 1 / _step_seconds(train, place, sharding, _peak(job, gpu))
@@ -135,20 +134,6 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
                    score_hours=score_hours, hours=hours)  # fmt: skip
 
 
-def _lengths(job: Job) -> tuple[float, float]:
-    """Of the examples to train on: tokens on average, and their standard deviation over that."""
-    train = job.stage.train
-    longest = float(train.max_length if train is not None else 1024)
-    if train is not None and train.data != "profile" and job.stage.suite in _LEARNT:
-        mean, spread = _LEARNT[job.stage.suite]
-        return min(mean * (2 if job.stage.order == "repeat" else 1), longest), spread
-    sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
-    weights = [one.weight or 1.0 for one in sources]
-    means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
-    mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
-    return mean, max(spreads)
-
-
 def _peak(job: Job, gpu: Gpu) -> float:
     """Arithmetic a second of the data sheet for the precision that the job computes in."""
     train = job.stage.train
@@ -156,30 +141,24 @@ def _peak(job: Job, gpu: Gpu) -> float:
     return (gpu.bf16 or gpu.fp32) * 1e12 if half else gpu.fp32 * 1e12
 
 
-def _without_graphs(asked: Job, job: Job) -> bool:
-    before, train = asked.stage.train, job.stage.train
-    return before is not None and train is not None and before.graph == "auto" and train.graph is False
-
-
-def _notes(asked: Job, job: Job, place: Place, sharding: Sharding) -> Iterator[str]:
+def _notes(asked: Train | None, train: Train | None, place: Place, sharding: Sharding) -> Iterator[str]:
     yield "without downloads"
-    if asked.stage.train is not None and asked.stage.train.gradient_checkpointing == "auto":
-        assert job.stage.train is not None
-        taken = "with" if job.stage.train.gradient_checkpointing else "without"
-        yield f"{taken} gradient checkpointing, as the estimate chose"
-    if _without_graphs(asked, job):
+    if asked is None or train is None:
+        return
+    if asked.gradient_checkpointing == "auto":
+        yield f"{'with' if train.gradient_checkpointing else 'without'} gradient checkpointing, as the estimate chose"
+    if asked.graph == "auto" and train.graph is False:
         yield "without CUDA graphs, for which the memory is too small"
-    if job.stage.train is not None and job.stage.train.auto_stop is not None:
-        yield f"to max_steps; it may stop by itself from step {job.stage.train.auto_stop.min_steps} on"
-    if (train := job.stage.train) is not None and train.lora is not None and train.lora.quantization is not None:
+    if train.auto_stop is not None:
+        yield f"to max_steps; it may stop by itself from step {train.auto_stop.min_steps} on"
+    if train.lora is not None and train.lora.quantization is not None:
         yield "weights of 4 bits are multiplied as fast as whole ones, which was not measured; they are merged on the host"
-    gpu = place.gpu
-    if place.gpus > 1 and job.stage.train is not None:
-        yield f"{gpu.link:g} GB/s between GPUs of one host, which is not measured"
+    if place.gpus > 1:
+        yield f"{place.gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if memory.without_bf16(gpu) and job.stage.train is not None and job.stage.train.precision == "auto":
-        yield f"{gpu.name} has no bf16: it trains in fp32"
+    if memory.without_bf16(place.gpu) and train.precision == "auto":
+        yield f"{place.gpu.name} has no bf16: it trains in fp32"
 
 
 # ---- time ----------------------------------------------------------------------------------------------------------------
@@ -222,10 +201,10 @@ def _step_seconds(train: Train, place: Place, sharding: Sharding, peak: float) -
 def _score_seconds(job: Job, score: Score, place: Place) -> float:
     shape, gpu = place.shape, place.gpu
     half = job.profile.model.dtype != "float32"
-    tokens, times = 0.0, (job.stage.shots + 1) * (2 if job.stage.order == "repeat" else 1)
+    tokens = 0.0
     for task in score.tasks:
         size, shared, separate = _SUITES.get(job.stage.suite) or _TASKS.get(task, _OTHER)
-        items = min(size, score.limit or size) * times
+        items = min(size, score.limit or size) * times(job)
         tokens += sum(items * (separate if mask in LEAKING else shared) for mask in score.masks)
 
     def seconds(tokens: float, half: bool, fast: bool = False) -> float:

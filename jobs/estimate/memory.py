@@ -10,7 +10,7 @@ from jobs.config.job import Job
 from jobs.config.profile import Attention
 from jobs.config.schema import Lora, Score, Train
 from jobs.estimate.gpus import Gpu
-from jobs.estimate.graphs import suitable
+from jobs.estimate.graphs import row_shapes, suitable
 from jobs.estimate.model_shape import Shape
 from jobs.estimate.sizes import (
     DENSE,
@@ -32,6 +32,7 @@ Sharding = Literal["none", "ddp", "fsdp"]
 # weight has a copy of 2 bytes until the backward pass is over.
 _STATE = {"adamw": 8.0, "adamw_8bit": 2.1, "adafactor": 0.1}
 LOGITS = 2**27  # of scoring on a GPU, made and read before more are made where the output layer is plain: 0.5 GB
+CHUNK = 2**28  # of training, likewise: 1 GiB as float32, 2,048 tokens of a vocabulary of 131,072
 _LOGIT_ROWS = 1024  # rows of the vocabulary-wide matrix at once, and bytes an entry with its gradient
 _LOGIT_BYTES = 12
 # Eager attention keeps them for every head, query and key: softmax in float32, its copy, the soft cap.
@@ -39,7 +40,8 @@ _MATRIX_BYTES = 8
 SLACK = 1.06  # fragmentation of the allocator
 # Blocks that a narrower row left free hold no wider one's activations. What that adds, of the widest row's: the first number
 # times the part by which a mean row is narrower, at most the second. 76 runs on an H200, with graphs and without (docs/log.md).
-UNEVEN, MOST_UNEVEN = 4.5, 1.5
+UNEVEN, MOST_UNEVEN = 5.0, 1.5
+EVEN = 0.1  # of graphs: rows of almost one width leave such blocks too
 CACHED = "cached"  # the part that is free again when memory runs out
 CONTEXT_GB = 1.2  # CUDA context and workspaces
 SPARE = 0.95  # of what is usable; a job that fits into it runs without gradient checkpointing
@@ -50,14 +52,13 @@ def with_sizes(job: Job, shape: Shape) -> Job:
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
-    train, attention = job.train, job.profile.model.attention
-    if train is not None:
-        fast = compilable(shape, attention)
-        update: dict[str, Any] = {"pack_tokens": job.halved(row_tokens(train.pack_tokens, fast, shape.parameters))}
-        if job.halvings and train.gradient_checkpointing == "auto":
-            update["gradient_checkpointing"] = True
-        train = train.model_copy(update=update)
-    return replace(job, stage=job.stage.model_copy(update={"train": train, "score": job.score}), halvings=0)
+    values: dict[str, Any] = {"train": job.train, "score": job.score}
+    if job.train is not None:
+        fast = compilable(shape, job.profile.model.attention)
+        values["train.pack_tokens"] = job.halved(row_tokens(job.train.pack_tokens, fast, shape.parameters))
+        if job.halvings and job.train.gradient_checkpointing == "auto":
+            values["train.gradient_checkpointing"] = True
+    return replace(job.changed(values), halvings=0)
 
 
 def with_choices(job: Job, place: Place) -> Job:
@@ -71,12 +72,10 @@ def with_choices(job: Job, place: Place) -> Job:
         return job
 
     def decided(checkpointing: Any, graph: Any) -> Job:
-        update = {"gradient_checkpointing": checkpointing, "graph": graph}
-        return replace(job, stage=job.stage.model_copy(update={"train": train.model_copy(update=update)}))
+        return job.changed({"train.gradient_checkpointing": checkpointing, "train.graph": graph})
 
     def trained(way: tuple[Any, Any]) -> tuple[Sharding, dict[str, float]]:
-        some = decided(*way)
-        return layout(replace(some, stage=some.stage.model_copy(update={"score": None})), place)
+        return layout(decided(*way).changed({"score": None}), place)
 
     wanted = train.gradient_checkpointing
     plain = train.model_copy(update={"gradient_checkpointing": False})
@@ -130,7 +129,6 @@ def trains_in_half(train: Train, gpu: Gpu) -> bool:
 
 
 def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sharding) -> dict[str, float]:
-    """The memory of training by parts, in GB of each GPU."""
     shape = place.shape
     trained = shape.parameters if train.lora is None else lora_parameters(shape, train.lora)
     half, spread = trains_in_half(train, place.gpu), sharding == "fsdp"
@@ -143,6 +141,7 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     if train.lora is not None:
         kept = sum(inputs + train.lora.r for inputs, _ in _adapted(shape, train.lora))
         layer += wide * 2.0 * (kept - 2 * shape.hidden - shape.intermediate)
+        layer += sum(inputs for inputs, _ in _adapted(shape, train.lora)) if train.lora.dropout > 0 else 0  # its mask
     if attention == "eager" or (attention == "auto" and shape.eager):
         layer += _MATRIX_BYTES * shape.heads * (train.pack_tokens or DENSE if train.packing else train.max_length)
     layers = shape.layers * layer
@@ -160,12 +159,20 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
         "gradients": 4.0 * trained / shards,
         "optimizer": _STATE[train.optimizer] * trained / shards,
         "activations": tokens * layers,
-        "logits": min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES * (2 if train.objective.kl > 0 else 1),
+        "logits": max(
+            min(_LOGIT_ROWS, tokens) * shape.vocab * _LOGIT_BYTES,
+            min(place.learnt * tokens * shape.vocab, CHUNK) * (6.0 if half else 12.0),
+        )
+        * (2 if train.objective.kl > 0 else 1),
     }
     again = min(UNEVEN * uneven(train, place), MOST_UNEVEN) * parts["activations"]
-    # Graphs are in a pool of their own, beside the first pass of each shape, which is none yet.
+    # Graphs have a pool of their own. A capture gives the cache back first, so that the activations of one shape are there once;
+    # of several the first pass of one, which is no graph yet, stands beside the graphs of the others. So does an evaluation.
     if is_graphed(train, attention, place):
-        parts["graphs"] = parts["activations"] + again
+        parts["graphs"] = 4.0 * (train.pack_tokens or PACKED) * _passing(shape)
+        if (shapes := row_shapes(train, place)) > 1:
+            again = min(UNEVEN * max(uneven(train, place), EVEN), MOST_UNEVEN) * (shapes - 2) / (shapes - 1)
+            parts["graphs"] = max(parts["graphs"], (1 + again) * parts["activations"])
     else:
         parts[CACHED] = again
     if sharding == "ddp" and most_passes(train, place) > 1:
@@ -181,6 +188,11 @@ def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sh
     return {name: size / GB for name, size in parts.items()}
 
 
+def _passing(shape: Shape) -> float:
+    """Numbers of a token that a pass without gradients has at one time: those of one layer."""
+    return 8 * shape.hidden + 3 * shape.intermediate
+
+
 def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     """The memory of scoring by parts, in GB.
 
@@ -188,11 +200,11 @@ def _score_memory(job: Job, score: Score, shape: Shape) -> dict[str, float]:
     the parts of app/model/products.py.
     """
     width = 10.0 if score.exact else 4.0 if job.profile.model.dtype == "float32" else 2.0
-    few: float = 8 * shape.hidden + 3 * shape.intermediate  # of one layer, at one time
+    few = _passing(shape)
     line = line_tokens(score.batch_tokens, shape.parameters)
-    ways = [(score.batch_tokens, (4.0 * 0.5 * score.batch_tokens + 8.0 * _LOGIT_ROWS) * shape.vocab)]
-    if line > score.batch_tokens:  # such a line is run only where its logits are made in parts
-        ways.append((line, 12.0 * LOGITS))
+    ways = [(line, 12.0 * LOGITS)] if shape.plain_head or line > score.batch_tokens else []
+    if not shape.plain_head:  # all logits of a batch, which is no longer than that then
+        ways.append((score.batch_tokens, (4.0 * 0.5 * score.batch_tokens + 8.0 * _LOGIT_ROWS) * shape.vocab))
     if score.exact:  # the widest input of a product as two bfloat16 parts, and these side by side
         few += 2.5 * shape.intermediate
     activations, logits = max(((4.0 * tokens * few, size) for tokens, size in ways), key=sum)

@@ -12,8 +12,13 @@ from jobs.config.profile import ModelSource
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder with gated MLPs. `stated`: parameters by its name, where the sizes are only a guess from them. `eager`: its
-    attention has soft caps or sinks, so `attention: auto` computes it eagerly, without FlexAttention and compiled layers."""
+    """A decoder with gated MLPs.
+
+    stated: parameters by its name, where the sizes are only a guess from them. eager: its attention has soft caps or sinks, so
+    `attention: auto` computes it eagerly, without FlexAttention and compiled layers. norms: queries, keys and what attention and
+    MLP add to the stream are normed too. plain_head: its logits are known to be a product and nothing else, so that scoring
+    makes them in parts.
+    """
 
     hidden: int
     layers: int
@@ -25,6 +30,8 @@ class Shape:
     tied: bool
     stated: int | None = None
     eager: bool = False
+    norms: bool = False
+    plain_head: bool = False
 
     @property
     def parameters(self) -> int:
@@ -48,14 +55,16 @@ class Shape:
         """Bytes a token and layer that the backward pass needs, bf16 arithmetic, attention that stores no matrix:
         the inputs of both norms (fp32, the residual stream), of every projection, and the gate's two factors."""
         heads = self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return 2 * 4 * self.hidden + 2 * (2 * self.hidden + heads) + 2 * 4 * self.intermediate
+        normed = 2 * (2 * self.hidden + self.head_dim * (self.heads + self.kv_heads)) if self.norms else 0
+        return 2 * 4 * self.hidden + 2 * (2 * self.hidden + heads) + 2 * 4 * self.intermediate + normed
 
 
-_SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True)
-_GEMMA_270M = Shape(640, 18, 4, 1, 256, 2048, 262144, True)
+_SMOLLM2 = Shape(576, 30, 9, 3, 64, 1536, 49152, True, plain_head=True)
+_GEMMA_270M = Shape(640, 18, 4, 1, 256, 2048, 262144, True, norms=True, plain_head=True)
 _MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
 # Model types that `attention: auto` runs eagerly; a test compares them with docs/models.md.
 EAGER_TYPES = {"flint", "gemma2", "got_ocr2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"}
+_NORMS = re.compile(r"gemma-?3|qwen-?3|olmo-?[23]", re.IGNORECASE)  # of these, by name or model type, at least some
 _EAGER_NAMES = re.compile(r"gemma-2-|gpt-oss|vaultgemma|mimo-v2-flash", re.IGNORECASE)
 _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 
@@ -77,8 +86,8 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
         return _MINISTRAL_3B, "the published config of Ministral 3 3B"
     if found := _SIZE.search(name):
         size = float(found[1]) * (1e9 if found[2].upper() == "B" else 1e6)
-        eager = _EAGER_NAMES.search(name) is not None
-        return replace(_of_size(int(size)), eager=eager), f"a typical model of the size in its name, {found[0]}"
+        kind = {"eager": _EAGER_NAMES.search(name) is not None, "norms": _NORMS.search(name) is not None}
+        return replace(_of_size(int(size)), **kind), f"a typical model of the size in its name, {found[0]}"
     return None, f"the name {name} holds no size, and only the hub knows its config"
 
 
@@ -93,6 +102,7 @@ def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, s
             hidden, int(values["num_hidden_layers"]), heads, int(values.get("num_key_value_heads") or heads),
             int(values.get("head_dim") or hidden // heads), int(values["intermediate_size"]), int(values["vocab_size"]),
             bool(values.get("tie_word_embeddings", False)), eager=bool(EAGER_TYPES & kinds),
+            norms=any(map(_NORMS.search, kinds)),
         )  # fmt: skip
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         return None, f"{where} lacks what its size depends on ({error})"

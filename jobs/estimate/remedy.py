@@ -52,15 +52,7 @@ def _named(place: Place) -> str:
 
 
 def _changed(job: Job, changes: Changes) -> Job:
-    stage, profile = job.stage, job.profile
-    for words, value in changes.items():
-        section, _, key = words.partition(":")[0].rpartition(".")
-        if section:
-            changed = getattr(stage, section).model_copy(update={key: value})
-            stage = stage.model_copy(update={section: changed})
-        else:
-            profile = profile.model_copy(update={key: value})
-    return replace(job, stage=stage, profile=profile)
+    return job.changed({words.partition(":")[0]: value for words, value in changes.items()})
 
 
 def _holds(place: Place, job: Job, changes: Changes) -> bool:
@@ -92,7 +84,7 @@ def _changes(job: Job, place: Place) -> Changes | None:
 def _of_scoring(job: Job, place: Place) -> Changes | None:
     """What scoring by itself needs, nothing if it fits."""
     score = job.stage.score
-    alone = replace(job, stage=job.stage.model_copy(update={"train": None}))
+    alone = job.changed({"train": None})
     if score is None or fits(alone, place):
         return {}
     for k in range(1, _HALVINGS + 1):
@@ -104,15 +96,15 @@ def _of_scoring(job: Job, place: Place) -> Changes | None:
 
 
 def _of_training(job: Job, train: Train, place: Place) -> Changes | None:
-    """One change, if one will do; else the first few of them, without those that are not needed."""
-    wanted = job.profile.sharding
-    plain = _steps(train, lora=not (place.gpus > 1 and wanted == "fsdp"))
+    """One change, if one will do; else the first few of them, without those that are not needed. Adapters come last: they train
+    something else."""
+    full, wanted = _steps(train), job.profile.sharding
     spread = {"sharding: fsdp": "fsdp"} if place.gpus > 1 and wanted == "ddp" and shardable(train) else {}
-    for words, value in (spread | plain).items():
-        if _holds(place, job, {words: value}):
-            return {words: value}
-    # fsdp knows no adapters.
-    for steps in (plain, *([spread | _steps(train, lora=False)] if spread else [])):
+    adapters = train.lora is None and not (place.gpus > 1 and wanted == "fsdp")  # fsdp knows none
+    for steps in (spread | full, full | ({"train.lora: {r: 16}": Lora(r=16)} if adapters else {})):
+        for words, value in steps.items():
+            if _holds(place, job, {words: value}):
+                return {words: value}
         for count in range(2, len(steps) + 1):
             chosen = dict(list(steps.items())[:count])
             if _holds(place, job, chosen):
@@ -123,8 +115,8 @@ def _of_training(job: Job, train: Train, place: Place) -> Changes | None:
     return None
 
 
-def _steps(train: Train, lora: bool) -> Changes:
-    """Changes in the order of their cost, the cheapest first. lora: whether adapters may be among them."""
+def _steps(train: Train) -> Changes:
+    """Changes in the order of their cost, the cheapest first."""
     found: Changes = {}
     if not train.gradient_checkpointing:
         found["train.gradient_checkpointing: true"] = True
@@ -134,6 +126,4 @@ def _steps(train: Train, lora: bool) -> Changes:
         found["train.micro_batch_size: 1"] = 1
     if train.optimizer != "adafactor" and train.lora is None:
         found[ADAFACTOR] = "adafactor"
-    if lora and train.lora is None:
-        found["train.lora: {r: 16}"] = Lora(r=16)
     return found

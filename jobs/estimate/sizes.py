@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from jobs.config.profile import Attention
 from jobs.config.schema import Train
@@ -16,6 +17,7 @@ DENSE_CPU = 512
 SMALL_MODEL, PACKED_SMALL = 500e6, 16384
 # A packed line of such a model's scoring, in batches: to queue a line takes the host as long as a GPU computes one batch of 135M.
 LINE_SMALL = 4
+TILE = 128  # tokens; a packed row of FlexAttention has whole ones
 LEAST_HEAD = 16  # size of a head: FlexAttention's kernels take no smaller ones
 USABLE = 0.97  # of the memory that is sold
 
@@ -23,13 +25,16 @@ USABLE = 0.97  # of the memory that is sold
 @dataclass(frozen=True)
 class Place:
     """What a job has to fit: its model on `gpus` GPUs of one kind. mean: length of a training example in tokens; spread: the
-    standard deviation of lengths, over their mean."""
+    standard deviation of lengths, over their mean; learnt: the share of tokens that are predicted; row_shapes: how many rows are
+    padded to, where that is known."""
 
     shape: Shape
     gpu: Gpu
     gpus: int
     mean: float
     spread: float = 1.0
+    learnt: float = 1.0
+    row_shapes: int | None = None
 
     @property
     def usable(self) -> float:
@@ -70,30 +75,47 @@ def passes(train: Train, place: Place) -> tuple[int, float]:
     return count, step / count / place.gpus
 
 
-def _large(tokens: float, place: Place) -> float:
-    """The largest of many rows or steps that have so many tokens on average: three standard deviations above it."""
-    return tokens + 3 * place.spread * math.sqrt(tokens * place.mean)
+def deviation(tokens: float, place: Place) -> float:
+    """Of the tokens of rows or steps that have so many on average."""
+    return place.spread * math.sqrt(tokens * place.mean)
+
+
+def large(tokens: float, place: Place, number: int) -> float:
+    """The largest of `number` rows or steps that have so many tokens on average: one training of five has a larger one.
+
+    Few examples are long, so sums of them are skewed too, the more the fewer they are (Cornish and Fisher's first term).
+    """
+    above = NormalDist().inv_cdf(1 - 1 / (5 * number))
+    by = deviation(tokens, place)
+    return tokens + by * (above + (above**2 - 1) / 6 * by / tokens)
+
+
+def _largest_step(train: Train, place: Place) -> float:
+    return large(train.batch_size * place.mean, place, train.max_steps)
 
 
 def most_passes(train: Train, place: Place) -> int:
     """Forward passes a GPU of a large step."""
     if not train.packing:
         return passes(train, place)[0]
-    return math.ceil(_large(train.batch_size * place.mean, place) / (train.pack_tokens or PACKED) / place.gpus)
+    return math.ceil(_largest_step(train, place) / (train.pack_tokens or PACKED) / place.gpus)
 
 
 def uneven(train: Train, place: Place) -> float:
     """By what part a step's one row is narrower on average than the widest; 0 where several rows are all about full."""
-    count, tokens = passes(train, place)
-    return 1 - tokens / _large(tokens, place) if train.packing and count == 1 else 0.0
+    one = train.packing and passes(train, place)[0] == 1
+    return 1 - train.batch_size * place.mean / _largest_step(train, place) if one else 0.0
 
 
 def most_tokens(train: Train, place: Place) -> float:
     """Tokens of a large pass, likewise."""
-    mean, (_, tokens) = place.mean, passes(train, place)
-    longest = min(train.max_length, 5 * mean)  # example
+    longest = min(train.max_length, 5 * place.mean)  # example
     if not train.packing:
         return train.micro_batch_size * longest
     row = max(train.pack_tokens or PACKED, longest)  # a longer example is a row by itself
-    several = most_passes(train, place) > 1
-    return max(longest, min(_large(tokens, place), row if several else math.inf))
+    count, tokens = passes(train, place)
+    if most_passes(train, place) > 1:
+        widest = min(row, large(tokens, place, train.max_steps * count * place.gpus))
+    else:  # a row on each GPU, about equally wide
+        widest = _largest_step(train, place) / place.gpus
+    return math.ceil(max(longest, widest) / TILE) * TILE

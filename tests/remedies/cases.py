@@ -54,6 +54,11 @@ class World:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
         return path
 
+    @property
+    def sets(self) -> list[str]:
+        """The settings of an estimate's remedy, `set KEY: VALUE and KEY: VALUE`, as --set takes them."""
+        return [change.replace(": ", "=", 1) for change in self.remedy.removeprefix("set ").split(" and ")]
+
     @staticmethod
     def cli(*words: object) -> None:
         """`python -m app WORDS`, its mistakes raised."""

@@ -192,7 +192,7 @@ def _(w: World) -> Steps:
         return lambda: require_capacity(job, estimate(job, "A100-40GB"))
 
     yield on()
-    yield on(w.remedy.removeprefix("set ").replace(": ", "="))
+    yield on(*w.sets)
 
 
 @remedy("app/data/contents.py", "check its permissions")

@@ -309,3 +309,6 @@ def test_a_newer_checkpoint_is_added_to_a_run_that_is_here(run: RunDir, faults: 
         fetch_newer(store(), other)
         assert (other.checkpoints / "checkpoint-5" / "model.safetensors").read_bytes() == b"of its own"
         assert len(list(other.checkpoints.iterdir())) == 2
+        (other.checkpoints / "checkpoint-5" / "complete.json").unlink()  # torn, or found to be damaged
+        fetch_newer(store(), other)
+        assert (other.checkpoints / "checkpoint-5" / "model.safetensors").read_bytes() == bytes([5]) * 1000

@@ -6,6 +6,8 @@ import gc
 import io
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from app.commands.campaign import progress
+from app.commands.campaign import progress, table
 from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
 from app.stage import campaign as campaign_module
@@ -25,7 +27,7 @@ from app.stage.campaign import Standing, deal, devices_of, run_cells
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
 from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
-from jobs.runs.rundir import list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.fakes.command_line import Command, everything_in
 from tests.app.fakes.small_cache import ROWS
 from tests.app.fakes.warm_process import WarmProcess
@@ -106,9 +108,32 @@ def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, t
     for option, value in (("--share", "0/5"), ("--workers", 5)):
         command("campaign", "ci", "--runs-dir", runs, option, value).refused(
             f"{option}: 5 parts, and the campaign has 4 runs; make it 4 at most")  # fmt: skip
+    for option in ([], ["--plan"]):
+        mine = write(tmp_path / "mine.yaml", gpu="H2000")
+        command("campaign", mine, "--runs-dir", runs, *option).refused("no such GPU")
     mine = write(tmp_path / "mine.yaml", seeds=[3, 3])
     command("campaign", mine, "--runs-dir", runs).refused("seeds: expected each entry once, found 3 twice")
     assert everything_in(tmp_path) == ["mine.yaml"]
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(command: Command) -> None:
+    command("campaign", "ci", "--runs-dir", "/proc/runs").refused("/proc/runs/campaigns/ci.json: cannot be written")
+
+
+def test_the_table_has_each_run_s_number_at_any_width(tmp_path: Path) -> None:
+    cell, other, *_ = cells(*read_campaign("ci"))
+    run = tmp_path / "cell" / "20261130-120000"
+    run.mkdir(parents=True)
+    headline = {"cell/prefix": 0.51239, "cell/bidirectional": 0.25}
+    (run / "summary.json").write_text(json.dumps({"profile": "ci", "headline": headline}))
+    standings = [Standing(cell, "complete", RunDir(run)), Standing(other, "open", None)]
+    for width in (60, 80, 120, 140):
+        lines = table(standings, width)
+        assert max(map(len, lines)) <= width and len(lines) == 4
+        end = lines[0].index("Result") + len("Result")
+        assert lines[2][:end].endswith(" complete   0.512") or lines[2][:end].endswith(" complete  0.512")
+        assert lines[3][:end].endswith(" -")
+    assert lines[2].endswith("cell/prefix, cell/bidirectional (leaks) 0.250")
 
 
 def test_what_was_declared_may_not_change_once_there_are_runs(command: Command, tmp_path: Path) -> None:
@@ -192,6 +217,26 @@ def test_progress_is_a_live_table_and_without_a_terminal_a_line_for_each_change(
         assert text.count("Recipe") >= len(looks) and "\x1b[2K" in text  # drawn anew in its place
     else:
         assert text.splitlines() == [f"{first.name}: running", f"{first.name}: complete", f"{second.name}: running"]
+
+
+def test_a_worker_that_cannot_start_leaves_no_other_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        if started:
+            raise BlockingIOError("Resource temporarily unavailable")
+        started.append(real([sys.executable, "-c", "import time; time.sleep(60)"], **options))
+        return started[0]
+
+    real = subprocess.Popen
+    monkeypatch.setattr("app.stage.campaign.subprocess.Popen", start)
+    try:
+        with pytest.raises(BlockingIOError):
+            deal(["campaign", "ci"], [None, None], tmp_path, stop=StopFlag(), look=lambda: None)
+        assert started[0].poll() == -signal.SIGTERM
+    finally:
+        started[0].kill()
+        started[0].wait()
 
 
 def test_a_signal_is_passed_on_to_the_workers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

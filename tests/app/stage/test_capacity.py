@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_printed_and_then_ends_as_a_mistake_with_the_remedy
 ) -> None:
     said = command("estimate", "stage5b", "--profile", "ministral-3b", "--gpu", "A100-40GB", *more)
     line = said.refused("stage5b with profile ministral-3b: needs about 65.5 GB", "A100_SXM4 has 40, 38.8", alone=False)
-    assert line.endswith("; set train.optimizer: adafactor") and said.err == line + "\n"
+    assert line.endswith("; set train.pack_tokens: 1024 and train.optimizer: adafactor") and said.err == line + "\n"
     assert json.loads(said.out)["fits"] is False if more else "in all" in said.out
 
 
@@ -99,7 +99,7 @@ def test_the_estimate_needs_no_torch() -> None:
 def test_a_run_that_cannot_fit_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="needs about 6... GB on each GPU, and TEST has 40") as caught:
         require_capacity(JOB, on_a_card_of(40))
-    assert caught.value.remedy == "set train.optimizer: adafactor"
+    assert caught.value.remedy == "set train.pack_tokens: 1024 and train.optimizer: adafactor"
 
 
 def test_a_run_that_only_may_not_fit_is_warned_of_and_one_that_fits_is_not(caplog: pytest.LogCaptureFixture) -> None:

@@ -212,6 +212,17 @@ def test_the_second_interrupt_ends_it_at_once_and_it_can_be_resumed(start: Start
     assert start(resume=True).run.state() == "complete"
 
 
+def test_an_interrupt_is_the_second_one_whatever_came_between(start: Start) -> None:
+    def work(job: Job, run: RunDir, *_: Any, stop: Any, **__: Any) -> dict[str, float]:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+            assert stop or number == signal.SIGINT
+            os.kill(os.getpid(), number)
+        raise AssertionError("the second one interrupts")
+
+    with pytest.raises(RunEnded, match="--resume"):
+        start(work)
+
+
 def test_a_signal_while_the_results_are_written_does_not_tear_them(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,10 @@ from app.training.batch import Collator, Schedule, Shape, Steps, prepared, shape
 from app.training.cuda_graph import Graphs
 from jobs.config.schema import Train
 from jobs.errors import ConfigError
-from jobs.estimate.graphs import SMALL, suitable
+from jobs.estimate.gpus import gpu_named
+from jobs.estimate.graphs import MOST_SHAPES, SMALL, WORTH, row_shapes, suitable
+from jobs.estimate.model_shape import Shape as ModelShape
+from jobs.estimate.sizes import Place
 from tests.app.training.test_loop import loop_of
 
 GPU: dict[str, Any] = dict(cuda=True, compiled=True, world=1, parameters=135_000_000, tokens=9000.0)
@@ -135,6 +138,24 @@ def test_a_row_is_padded_to_its_shape_and_padding_counts_for_nothing() -> None:
     assert float(got["step_tokens"]) == 3 and "counted" not in want
     (long,) = steps([TokenExample(tuple(range(3, 93)), (1,), "cc", "")])  # longer than all of them: as it is
     assert long["input_ids"].shape == (1, 91) and "counted" not in prepared(long, steps.shapes)
+
+
+@pytest.mark.parametrize(("batch", "mean", "spread", "steps"), [(64, 51.0, 1.2, 100), (64, 51.0, 1.2, 600), (64, 51.0, 1.2, 3000),
+                         (64, 101.0, 0.75, 169), (64, 101.0, 0.75, 600), (64, 125.0, 0.04, 1000), (16, 51.0, 1.2, 600)])  # fmt: skip
+def test_the_estimate_expects_as_many_shapes_as_are_made_and_rarely_twice_as_many(
+    batch: int, mean: float, spread: float, steps: int
+) -> None:
+    shape = ModelShape(576, 30, 9, 3, 64, 1536, 49152, True)
+    train = Train(mask="prefix", max_steps=steps, batch_size=batch, pack_tokens=16384)
+    expected = row_shapes(train, Place(shape, gpu_named("H200"), 1, mean, spread, learnt=0.05))
+    work = 6 * (shape.parameters - 49152 * 576), 6 * 49152 * 576
+    for seed in range(3):
+        draws = random.Random(seed)
+        lengths = [
+            [1 + int(draws.gammavariate(spread**-2, mean * spread**2)) for _ in range(batch)] for _ in range(steps)
+        ]
+        made = shapes_of([(sum(some), 3 * batch) for some in lengths], 128, work, WORTH, MOST_SHAPES)
+        assert len(made) <= expected <= 2 * len(made), (seed, len(made), expected)
 
 
 def test_the_shapes_of_a_training_are_those_of_its_whole_schedule() -> None:

@@ -216,7 +216,42 @@ def test_a_run_killed_after_training_but_before_its_numbers_trains_no_step_twice
     job = resolve("stage3b", "ci", sets=["train.max_steps=3", "train.save_every=1"])
     run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
     assert [row["step"] for row in run.read_jsonl("train_log.jsonl")] == [1, 2, 3]
-    assert run.read_metrics()["train"]["resumed_from_step"] == 3 and run.state() == "complete"
+    section = run.read_metrics()["train"]
+    assert section["resumed_from_step"] == 3 and run.state() == "complete"
+    assert section["padding"] is None  # no step was left that could tell
+    assert section["train_loss"] == run.read_jsonl("train_log.jsonl")[-1]["loss"]
+
+
+def test_a_run_killed_once_it_is_scored_neither_trains_nor_scores_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Its weights are gone by then, and its checkpoints too: it would train from its start."""
+
+    def killed(self: RunDir, summary: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDir, "complete", killed)
+    sets = ["train.max_steps=2", "train.keep_weights=false", "score.tasks=[piqa]", "score.limit=2"]
+    job = resolve("stage5b", "ci", sets=sets)
+    with pytest.raises(RunEnded, match="interrupted"):
+        run_stage(job, tmp_path, force=False, resume=False, now=lambda: datetime.now(UTC))
+    monkeypatch.undo()
+    (begun,) = list_runs(tmp_path)
+    metrics = begun.read_metrics()
+    assert not begun.final.exists() and len(metrics["evaluations"]) == 2
+    monkeypatch.setattr("app.stage.work.load", lambda *_, **__: pytest.fail("a model is loaded"))
+    run = run_stage(job, tmp_path, force=False, resume=True, now=lambda: datetime.now(UTC)).run
+    assert run.path == begun.path and run.state() == "complete" and run.read_metrics() == metrics
+    assert run.read_summary()["headline"].keys() == {"stage5b/causal", "stage5b/prefix", "eval_loss"}
+
+
+def test_weights_that_are_not_kept_stay_until_all_of_the_scores_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    def full(self: RunDir) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDir, "samples", full)
+    with pytest.raises(DiskFull):
+        train(tmp_path, "stage5b", "train.keep_weights=false", "score.tasks=[piqa]", "score.limit=2")
+    (run,) = list_runs(tmp_path)
+    assert (run.final / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("full", [False, True])

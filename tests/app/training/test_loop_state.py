@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.training import snapshot
+from app.training import checkpoint, snapshot
 from app.training.checkpoint import complete_checkpoints, mark_complete
 from app.training.loop import TrainingLoop
 from app.training.master_weights import MasterAdamW, linear_weights
@@ -119,6 +119,31 @@ def test_a_checkpoint_of_another_model_is_refused_before_anything_is_loaded(mode
     other = prepared_loop(model_of("llama", intermediate_size=64), tmp_path)
     with pytest.raises(CheckpointError, match=r"has the shape \[48, 32\], the model's \[64, 32\]"):
         other.restore(tmp_path / "checkpoints" / "checkpoint-1", [])
+
+
+def test_a_checkpoint_without_the_best_weights_is_refused(model_of: Any, tmp_path: Path) -> None:
+    """The last ones would be kept in their place, and the run would go on as if they were the best."""
+    settings: dict[str, Any] = dict(max_steps=2, save_every=2, keep="best")
+    loop = prepared_loop(model_of("llama"), tmp_path, **settings)
+    loop.run()
+    loop.writer.wait()
+    again = prepared_loop(model_of("llama"), tmp_path / "again", **settings)
+    with pytest.raises(CheckpointError, match=r"best-1\.safetensors: no such file.*start anew with --force"):
+        again.restore(tmp_path / "checkpoints" / "checkpoint-2", [(0, 3.0), (1, 1.0), (2, 2.0)])
+
+
+def test_the_logs_of_a_run_are_on_the_disk_before_its_checkpoint_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, flushed = tmp_path / "checkpoints" / "checkpoint-1", list[tuple[str, bool]]()
+    here.mkdir(parents=True)
+    for path in (here / "weights", tmp_path / "train_log.jsonl", tmp_path / "eval_log.jsonl"):
+        path.write_text("1\n")
+    monkeypatch.setattr(
+        checkpoint, "_flush", lambda path: flushed.append((path.name, (here / checkpoint.MARK).exists()))
+    )
+    mark_complete(here)
+    assert sorted(flushed) == [("eval_log.jsonl", False), ("train_log.jsonl", False), ("weights", False)]
 
 
 def test_an_error_of_the_thread_that_writes_ends_training(model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

@@ -203,6 +203,27 @@ def test_shorter_rows_go_on_from_the_same_examples_to_the_same_losses(undisturbe
     assert json.loads((run / "environment.json").read_text())["halve_memory"] == 4
 
 
+@pytest.mark.parametrize("harm", ["eval_log", "all of train_log"])
+def test_a_checkpoint_beyond_what_is_logged_is_passed_over_with_a_warning(
+    harm: str, undisturbed: Any, tmp_path: Path
+) -> None:
+    """As after a power cut: the tokens, the losses and the best evaluation before it would be wrong for good."""
+    run = kill_at(tmp_path, 5)
+    older, newer = complete_checkpoints(run / "checkpoints")
+    path = run / f"{harm.rpartition(' ')[2]}.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([] if "all" in harm else [line for line in lines if json.loads(line)["step"] < 4]))
+    again = finish(tmp_path, "--resume")
+    assert again.returncode == 0, again.stderr
+    log = (run / "log.txt").read_text()
+    assert f"{newer}: the run's logs are whole up to step {0 if 'all' in harm else 3} only; it is passed over" in log
+    assert ("training begins from its start" if "all" in harm else f"resuming from {older}") in log
+    assert losses(run) == undisturbed
+    assert (
+        json.loads((run / "metrics.json").read_text())["train"]["train_loss"] == undisturbed["train_log.jsonl"][-1][1]
+    )
+
+
 # ---- checkpoints as files --------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jobs.estimate.gpus import gpu_named
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 RUNS = DOCS / "runs"
+RESET = datetime(2026, 11, 30, tzinfo=UTC)  # from here on each run's peak is counted anew
 
 
 def gpus_3b(gpus: int) -> tuple[Estimate, dict[str, Any]]:
@@ -31,7 +32,8 @@ def gpus_3b(gpus: int) -> tuple[Estimate, dict[str, Any]]:
         "train.gradient_checkpointing=false",
     ]
     job = resolve("stage5b", "ministral-3b", sets=[*sets, f"sharding={found['sharding']}"])
-    job = replace(job, stage=job.stage.model_copy(update={"score": None}))
+    train = job.train.model_copy(update={"max_steps": len(measured["losses"])})
+    job = replace(job, stage=job.stage.model_copy(update={"train": train, "score": None}))
     return estimate_on(job, gpu_named("H200"), gpus, measured["tokens_per_step"] / batch), measured
 
 
@@ -40,18 +42,19 @@ class KeptRun:
     """A run as it ran: its settings, how its steps were launched, and the GB that its process had reserved at most."""
 
     job: Job
+    row_shapes: int | None
     peak_gb: float
     started: datetime
     finished: datetime
 
 
 def kept_runs() -> list[KeptRun]:
-    """The runs of docs/results whose peak is their own. The others had it from an earlier run of the same process, whose highest
-    figure torch went on counting: within 0.1 GB, since each run left a workspace of 0.08 GB behind."""
+    """The runs of docs/results whose peak is their own. Before RESET others had it from an earlier run of the same process, whose
+    highest figure torch went on counting: within 0.1 GB, since each run left a workspace of 0.08 GB behind."""
     runs = [run for path in sorted(DOCS.glob("results/*/runs.tar.xz")) for run in _runs_of(path)]
     assert len(runs) > 150
     return [one for one in runs
-            if not any(0 <= one.peak_gb - other.peak_gb < 0.1 and other.finished <= one.started for other in runs)]  # fmt: skip
+            if one.started > RESET or not any(0 <= one.peak_gb - other.peak_gb < 0.1 and other.finished <= one.started for other in runs)]  # fmt: skip
 
 
 def _runs_of(path: Path) -> Iterator[KeptRun]:
@@ -70,4 +73,5 @@ def _runs_of(path: Path) -> Iterator[KeptRun]:
             train = job.stage.train.model_copy(update={"graph": metrics["train"]["graph"]})
             job = replace(job, stage=job.stage.model_copy(update={"train": train}))
         when = (datetime.fromisoformat(summary[key]) for key in ("started", "finished"))
-        yield KeptRun(job, metrics["actual"]["peak_gb"], *when)
+        shapes = len(metrics["train"]["row_shapes"]) if job.stage.train is not None else None
+        yield KeptRun(job, shapes, metrics["actual"]["peak_gb"], *when)

@@ -219,3 +219,29 @@ def test_fsdp_gathers_weights_twice_and_reduces_gradients_in_every_pass() -> Non
     traffic = 1 / 2 * (2 + 2 + 4) * 3.429
     assert step(slow, 2, *once) - step(fast, 2, *once) == pytest.approx(traffic, rel=0.1)
     assert step(slow, 2, *four) - step(fast, 2, *four) == pytest.approx(4 * traffic, rel=0.1)
+
+
+# ---- the examples --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sets", "tokens"),
+    [(("suite=lookup", "score.tasks=[lookup_8_2]"), 73.5),  # as measured
+     (("suite=lookup", "score.tasks=[lookup_8_2]", "order=repeat"), 147.0),
+     (("suite=lookup", "score.tasks=[lookup_4_1, lookup_14_4]"), (20 * 49.5 + 40 * 109.5) / 60),
+     (("suite=reading",), 101.0), (("suite=reading", "shots=2"), 303.0), ((), 51.0)],
+)  # fmt: skip
+def test_examples_are_as_long_as_their_suite_writes_them(sets: tuple[str, ...], tokens: float) -> None:
+    found = estimate(job("stage5b", "embedded", *sets), "H200")
+    assert f"{tokens:g} tokens an example" in found.assumptions
+
+
+def test_look_ups_are_longer_for_another_tokenizer() -> None:
+    sets = ("suite=lookup", "score.tasks=[lookup_8_2]")
+    assert f"{1.7 * 73.5:g} tokens an example" in estimate(job("stage5b", "gemma-270m", *sets), "H200").assumptions
+
+
+def test_epochs_of_reading_are_as_many_steps_as_its_examples_make() -> None:
+    sets = ("suite=reading", "train.epochs=3", "train.batch_size=64")
+    found = estimate(job("stage5b", "embedded", *sets), "H200")
+    assert found.tokens == 169 * 64 * 101 and estimate(job("stage5b", "embedded", *sets, "train.max_steps=100"), "H200").tokens == 100 * 64 * 101  # fmt: skip

@@ -7,23 +7,22 @@ from collections import defaultdict
 from jobs.estimate.estimate import estimate_on
 from jobs.estimate.gpus import gpu_named
 from jobs.estimate.memory import CONTEXT_GB
-from tests.jobs.estimate.measured import kept_runs
+from tests.jobs.estimate.measured import RESET, kept_runs
 
 
-def test_the_estimate_is_what_the_largest_run_of_its_settings_took_and_at_most_a_third_more() -> None:
-    """Runs of the same settings take more or less by the order in which the widths of their rows come up, which no estimate
-    knows. torch counts without its context."""
-    seen: dict[float, list[float]] = defaultdict(list)
-    adapters = set()
+def test_the_estimate_holds_every_run_and_is_at_most_two_fifths_more_than_the_largest_of_its_kind() -> None:
+    """Runs of one kind take more or less by the order in which the widths of their rows come up, which no estimate knows. Older
+    runs padded their rows to eight shapes of other widths, or to none. torch counts without its context."""
+    kinds: dict[tuple[str, ...], list[tuple[float, float]]] = defaultdict(list)
     for run in kept_runs():
-        found = estimate_on(run.job, gpu_named("H200"))
+        found = estimate_on(run.job, gpu_named("H200"), row_shapes=run.row_shapes if run.started < RESET else None)
         assert found.peak_gb is not None
-        seen[found.peak_gb - CONTEXT_GB].append(run.peak_gb)
-        if (train := run.job.stage.train) is not None and train.lora is not None and train.graph:
-            adapters.add(found.peak_gb - CONTEXT_GB)
-    assert len(seen) == 10 and sum(map(len, seen.values())) > 70
-    for estimated, peaks in seen.items():
-        assert max(peaks) <= estimated, (estimated, max(peaks), len(peaks))
-        # An adapter as graphs takes a third of its estimate since few shapes are captured (docs/log.md, 2026-11-30).
-        assert estimated <= 1.31 * max(peaks) or estimated in adapters, (estimated, max(peaks), len(peaks))
-    assert len(adapters) == 1
+        estimated, stage, train = found.peak_gb - CONTEXT_GB, run.job.stage, run.job.stage.train
+        assert run.peak_gb <= estimated, (run, estimated)
+        about = (stage.suite, stage.order, train.lora, train.objective.kl, run.row_shapes) if train is not None else ()
+        kinds[run.job.profile.name, *map(str, about)].append((run.peak_gb, estimated))
+    assert len(kinds) == 18 and sum(map(len, kinds.values())) == 115
+    for kind, runs in kinds.items():
+        peaks, estimates = zip(*runs, strict=True)
+        # Gemma's look-ups are too few for a packed line, and how much is scored no estimate knows.
+        assert max(estimates) <= (2.4 if kind == ("gemma-270m",) else 1.42) * max(peaks), (kind, runs)

@@ -82,7 +82,7 @@ def test_every_remedy_taken_at_its_word_makes_it_fit(stage: str, profile: str) -
 
 def test_the_needs_of_scoring_and_training_are_reported_together() -> None:
     """Of a card of 24 GB: the remedy for scoring alone would leave training at three times the card."""
-    wide = ("model.name=some/Model-2B", "score.batch_tokens=262144")
+    wide = ("model.name=some/Model-3B", "score.batch_tokens=262144")
     remedy = estimate(job("stage5b", "ministral-3b", *wide), "RTX_4090").remedy
     assert remedy == "set score.batch_tokens: 32768 and train.lora: {r: 16}"
 
@@ -108,10 +108,15 @@ def test_a_remedy_of_several_changes_names_each_and_is_true() -> None:
     assert estimate(job("stage3b", "ministral-3b", *large, *sets.split(" and ")), "RTX_4090").fits
 
 
-def test_the_remedy_for_a_small_card_is_adapters_which_fit() -> None:
-    small = ("model.name=some/Model-2B",)
+def test_the_remedy_for_a_small_card_is_adapters_which_fit_only_where_no_changes_leave_all_weights_trained() -> None:
+    small = ("model.name=some/Model-3B",)
     assert estimate(job("stage3b", "ministral-3b", *small), "RTX_4090").remedy == "set train.lora: {r: 16}"
     assert estimate(job("stage3b", "ministral-3b", *small, "train.lora={r: 16}"), "RTX_4090").fits
+    smaller = ("model.name=some/Model-2B",)
+    whole = ("train.pack_tokens=1024", "train.optimizer=adafactor")
+    found = estimate(job("stage3b", "ministral-3b", *smaller), "RTX_4090")
+    assert found.remedy == "set train.pack_tokens: 1024 and train.optimizer: adafactor"
+    assert estimate(job("stage3b", "ministral-3b", *smaller, *whole), "RTX_4090").fits
 
 
 def test_what_no_gpus_hold_needs_a_smaller_model() -> None:
