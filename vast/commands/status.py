@@ -12,7 +12,7 @@ from jobs.config.load import stage_names
 from jobs.errors import RunStateError, make_command
 from jobs.runs.atomic import write_text_atomically
 from vast.commands import start
-from vast.commands.options import runs_option
+from vast.commands.options import FILE, runs_option
 from vast.commands.plan_text import print_table
 from vast.commands.wiring import Wiring
 from vast.ports import Seconds
@@ -54,9 +54,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
 
 
 @click.command("overview")
-@click.option(
-    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the page to this file too."
-)
+@click.option("--html", "page", type=FILE, help="Write the page to this file too.")
 @runs_option
 @click.pass_obj
 def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
