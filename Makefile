@@ -153,12 +153,13 @@ samples: ## The answers of base, control and finetuned model to 24 prompts, side
 	@$(call ready,$(call runner,native))
 	@$(call app,$(call runner,native)) samples $(call runs_dir,$(call runner,native)) --profile '$(PROFILE)' $(ARGS)
 track: $(VENV) ## Open what `report_to` has kept here; TRACKER=trackio for Trackio's part
-	@kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
+	@case '$(TRACKER)' in tensorboard|trackio) ;; *) \
+	  echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; esac; \
+	kept='$(or $(RUNS),$(PREFILL_RUNS),runs)/tracking/$(TRACKER)'; [ -d "$$kept" ] || \
 	  { echo "error: $$kept: no such directory, so nothing was tracked there; run a stage with SET=\"report_to=[$(TRACKER)]\"" >&2; exit 2; }; \
 	case '$(TRACKER)' in \
 	  tensorboard) $(PYTHON) -m tensorboard.main --logdir "$$kept" $(ARGS);; \
 	  trackio) TRACKIO_DIR="$$kept" $(PYTHON) -c 'import trackio; trackio.show(project="prefill")';; \
-	  *) echo 'error: TRACKER=$(TRACKER): cannot be opened here; expected tensorboard or trackio, see docs/using.md, Trackers' >&2; exit 2;; \
 	esac
 # Without PROFILE: that of the newest run.
 of_profile = $(if $(asked),--profile '$(asked)')
@@ -277,21 +278,26 @@ clean: ## Remove .venv and caches; results in runs/ stay
 	rm -rf .venv mutants .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 FIRST := demo stage1 doctor campaign status report submit vast-up test setup
+# Lines for people: on a terminal broken between words, the rest below its text; in a file each is one. $(call wrapped,COLUMN)
+wrapped = { [ ! -t 1 ] || width="$${COLUMNS:-$$(tput cols 2>/dev/null || echo 80)}"; awk -v at=$(1) -v width="$${width:-100000}" '{ \
+  while (length($$0) > width && match(substr($$0, at + 1, width - at + 1), / [^ ]*$$/)) { \
+    print substr($$0, 1, at + RSTART - 1); $$0 = substr(sprintf("%40s", ""), 1, at) substr($$0, at + RSTART + 1) } print }'; }
 help: ## The targets to begin with
-	@$(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
+	@{ $(foreach target,$(FIRST),$(if $(filter $(target),$(STAGES)),\
 	  printf '  make %-15s %s\n' $(target) "One stage of eight: make help-all lists them";,\
-	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';))
-	@echo '  make help-all        Every target and every setting'
+	  sed -n 's/^$(target):.*## /$(target)|/p' Makefile | awk -F '|' '{printf "  make %-15s %s\n", $$1, $$2}';)) \
+	  echo '  make help-all        Every target and every setting'; } | $(call wrapped,23)
 help-all: ## Every target, stage and setting
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile
-	@echo; echo 'Stages, each a file under jobs/:'
-	@$(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";)
+	@{ awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' Makefile; \
+	  echo; echo 'Stages, each a file under jobs/:'; \
+	  $(foreach stage,$(STAGES),printf '  make %-15s %s\n' $(stage) "$$(sed -n 's/^title: *//p' jobs/$(stage).yaml)";) } | $(call wrapped,23)
 	@echo; echo 'Settings, as in make stage1 PROFILE=embedded LIMIT=500:'
-	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | awk -F '|' '{printf "  %-11s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}'
+	@sed -nE 's/^([A-Z_]+) *[?]?= *(.*)## (.*)/\1|\3|\2/p' Makefile | \
+	  awk -F '|' '{printf "  %-11s %s%s\n", $$1, $$2, $$3 == "" ? "" : "; default: " $$3}' | $(call wrapped,14)
 
 # ---- .venv ----------------------------------------------------------------------------------------------------------------
 
-# The first Python that is new enough, can make environments, and is not a stub that only says it is not installed. 3.11
+# The first Python that is new enough, can make environments, and is no stub that only prints that Python is not installed. 3.11
 # comes first because the lock was resolved with it.
 define find_python
 python=; \

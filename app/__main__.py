@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from jobs.errors import ConfigError, UserError, one_line, wrong_python
+from jobs.errors import ConfigError, UserError, accept_any_letter, full_output, one_line, wrong_python
 
 try:
     import click
@@ -65,6 +65,7 @@ def main() -> int:
     collector.begin()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # without a network it reports every retry, twice
+    accept_any_letter()
     rank = rank_in(os.environ)
     if rank:  # one log and one summary: rank 0's
         os.environ["TQDM_DISABLE"] = "1"
@@ -90,6 +91,10 @@ def main() -> int:
     except UserError as error:
         click.echo(f"rank {rank}: {error}" if rank else f"error: {error}", err=True)
         return error.exit_code
+    except OSError as error:
+        full = full_output(error)
+        click.echo(f"error: {full}", err=True)
+        return full.exit_code
     except ModuleNotFoundError as error:  # a module that only some commands import
         wrong = wrong_python(error)
         click.echo(f"error: {wrong}", err=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpus --shape ministral-3b --gpus 2 --out gpus.json
 
-A random model of the shape, random tokens in lengths like alpaca's; only writing checkpoints is left out. `--profile` says where
-the time of two steps after the timed ones goes, on the first GPU. Exit 1 if a GPU more is worth less than `--least`, or a loss
-differs by more than rounding.
+A random model of the shape, random tokens in lengths like alpaca's; only writing checkpoints is left out. `--profile` shows where
+the time of two steps after the timed ones goes, on the first GPU; with `--gpus 1` on one alone. Exit 1 if a GPU more is worth
+less than `--least`, or a loss differs by more than rounding.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from app.data.examples import DataReport
 from app.data.prepared import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
+from benchmarks import written
 from jobs.config.load import resolve
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, list_runs
 
 WARM = 4  # steps that are not timed
+KERNELS = "kernels"  # key of metrics.json; "profile" is the name of a profile there
 LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 
 
@@ -40,50 +42,48 @@ LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda")
 @click.option("--row-tokens", type=int, help="Of a packed row at most; default: the product's.")
 @click.option("--sharding", type=click.Choice(["ddp", "fsdp"]), default="ddp", help="Where there are several GPUs.")
+@click.option("--graph", type=click.Choice(["auto", "true", "false"]), default="auto", help="CUDA graphs of a step.")
 @click.option("--least", default=0.95, help="Of one GPU's rate that each of them must give.")
 @click.option("--out", type=click.Path(path_type=Path))
 @click.option("--profile", is_flag=True, help="And where two more steps spend their time.")
+@click.option("--top", default=20, help="Lines of that.")
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
-def main(shape: str, gpus: int, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, least: float,
-         out: Path | None, profile: bool, worker: Path | None) -> None:  # fmt: skip
+def main(gpus: int, least: float, out: Path | None, profile: bool, top: int, worker: Path | None, **given: Any) -> None:
     if worker is not None:
-        return train(shape, batch, steps, device, row_tokens, sharding, profile, worker)
+        return train(worker, profile, **given)
     found: dict[int, dict[str, Any]] = {}
     for count in sorted({1, gpus}):
         with tempfile.TemporaryDirectory() as directory:
-            words = [
-                f"--shape={shape}",
-                f"--batch={batch}",
-                f"--steps={steps}",
-                f"--device={device}",
-                f"--sharding={sharding}",
-                f"--worker={directory}",
-                *([f"--row-tokens={row_tokens}"] if row_tokens else []),
-                *(["--profile"] if profile else []),
-            ]
+            options = {**given, "worker": directory}
+            words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value] + [
+                "--profile"
+            ] * profile
             code = launch(words, count, "benchmarks.gpus") if count > 1 else subprocess.run(
                 [sys.executable, "-m", "benchmarks.gpus", *words], check=False).returncode  # fmt: skip
             if code:
                 sys.exit(f"benchmarks.gpus: {count} GPUs ended with {code}")
-            found[count] = measured(Path(directory), steps)
-            short = {k: v for k, v in found[count].items() if k not in ("losses", "profile")}
+            found[count] = measured(Path(directory), given["steps"])
+            short = {k: v for k, v in found[count].items() if k not in ("losses", KERNELS)}
             click.echo(json.dumps({"gpus": count, **short}), err=True)
     one, many = found[1], found[gpus]
     times = many["tokens_per_s"] / one["tokens_per_s"]
     apart = max(abs(a - b) / abs(a) for a, b in zip(one["losses"], many["losses"], strict=True))
-    click.echo(f"{shape}, {batch} examples a step ({one['tokens_per_step']:,} tokens), {sharding}")
+    click.echo(
+        "{shape}, {batch} examples a step ({tokens:,} tokens), {sharding}".format(
+            tokens=one["tokens_per_step"], **given
+        )
+    )
     for count, row in found.items():
         click.echo(f"  {count} GPU{'s' * (count > 1):1} {row['tokens_per_s']:>10,.0f} tokens/s {row['steps_per_s']:6.2f} steps/s "
                    f"{row['peak_gb'] or 0:6.1f} GB, first step after {row['first_step_s']:.0f} s")  # fmt: skip
     click.echo(f"  {times:.3f} times one GPU; losses at most {apart:.1e} apart")
     if profile:
         from benchmarks.profiled import lines
-    for count, row in found.items() if profile else ():
-        click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row["profile"], 20)]))
+
+        for count, row in found.items():
+            click.echo("\n".join([f"{count} GPU{'s' * (count > 1)}", *lines(row[KERNELS], top)]))
     if out is not None:
-        out.write_text(
-            json.dumps({"shape": shape, "batch": batch, "sharding": sharding, "row_tokens": row_tokens, "times": times,
-                        "apart": apart, "runs": found}, indent=1) + "\n")  # fmt: skip
+        written(out, {**given, "times": times, "apart": apart, "runs": found})
     if times < least * gpus or apart > LOSSES_WITHIN:
         sys.exit(1)
 
@@ -97,8 +97,18 @@ def measured(directory: Path, steps: int) -> dict[str, Any]:
             "losses": [row["loss"] for row in rows], "first_step_s": rows[0]["seconds"], **run.read_metrics()}  # fmt: skip
 
 
-def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | None, sharding: str, profile: bool,
-          directory: Path) -> None:  # fmt: skip
+def train(
+    directory: Path,
+    profile: bool,
+    *,
+    shape: str,
+    batch: int,
+    steps: int,
+    device: str,
+    row_tokens: int | None,
+    sharding: str,
+    graph: str,
+) -> None:
     """In each process: the product's training of a random model on random tokens."""
     import torch
 
@@ -118,7 +128,8 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     watch = profiled.profiler(device)
     total = steps + (profiled.PROFILED + 1) * profile  # the profile ends where one step more begins
     sets = dict(max_steps=total, batch_size=batch, gradient_checkpointing="false", save_every=total, eval_every=10 * total,
-                kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null")  # fmt: skip
+                kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null",
+                graph=graph)  # fmt: skip
     ranks = join(device)
     layout = f"sharding={sharding if ranks.world > 1 else 'ddp'}"
     job = resolve(
@@ -138,7 +149,7 @@ def train(shape: str, batch: int, steps: int, device: str, row_tokens: int | Non
     app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False,
                              whole=lambda: loaded)  # fmt: skip
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
-    spent = {"profile": profiled.summary(watch, device)} if profile else {}
+    spent = {KERNELS: profiled.summary(watch, device)} if profile else {}
     run.write_json("metrics.json", {"peak_gb": max(peaks, default=None), **spent})
     ranks.wait()
     run.close()

@@ -21,10 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from benchmarks import written
 from benchmarks.stages import DEFAULT_STAGES, ROOT
 from benchmarks.train import child
 from jobs.columns import Column, table_lines
@@ -93,46 +97,32 @@ def rows_of(paths: Sequence[Path]) -> Iterator[Row]:
                    "mask": entry["mask"]}  # fmt: skip
 
 
-def way(name: str, kind: str, options: str, limit: float) -> Row:
+def way(name: str, kind: str, options: str, limit: float) -> list[Row]:
     """A line of benchmarks.train."""
-    device = ["--device", "cuda" if _on_gpu() else "cpu"]
+    device = ["--device", "cuda" if torch.cuda.is_available() else "cpu"]
     found = child(kind, [*device, *options.split(), "--seconds", str(min(8.0, limit / 6))], limit)
     if "error" in found:
-        return {"what": name, "note": found["error"]}
+        return [{"what": name, "note": found["error"]}]
     note = f"{1000 * found['step_s']:.1f} ms a step, MFU {found['mfu']:.1%}, start {found['start_s']:.0f} s"
-    return {"what": name, "seconds": found["step_s"], "rate": found["tokens_per_s"], "unit": "tokens/s", "note": note}
+    return [{"what": name, "seconds": found["step_s"], "rate": found["tokens_per_s"], "unit": "tokens/s", "note": note}]
 
 
 def leak_ratio(rows: Sequence[Row]) -> Row | None:
     """Time of the evaluations under bidirectional over those under prefix."""
-    seconds = {
-        mask: sum(row["seconds"] for row in rows if row.get("mask") == mask) for mask in ("prefix", "bidirectional")
-    }
-    if not all(seconds.values()):
-        return None
-    return {"what": "bidirectional over prefix", "rate": seconds["bidirectional"] / seconds["prefix"], "unit": "x"}
+    prefix, leaking = (
+        sum(row["seconds"] for row in rows if row.get("mask") == mask) for mask in ("prefix", "bidirectional")
+    )
+    return {"what": "bidirectional over prefix", "rate": leaking / prefix, "unit": "x"} if prefix and leaking else None
 
 
 def printed(rows: Sequence[Row]) -> str:
-    columns = [
-        Column("what"),
-        Column("seconds", right=True),
-        Column("rate", right=True),
-        Column("unit"),
-        Column("note"),
-    ]
+    columns = [Column(name, right=name in ("seconds", "rate")) for name in ("what", "seconds", "rate", "unit", "note")]
     lines = [
         [row["what"], f"{row['seconds']:.2f}" if "seconds" in row else "-",
          f"{row['rate']:,.{0 if row['rate'] > 100 else 2}f}" if "rate" in row else "-", row.get("unit", ""), row.get("note", "")]
         for row in rows
     ]  # fmt: skip
     return "\n".join(table_lines(columns, lines, 250))
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def main() -> int:
@@ -143,7 +133,7 @@ def main() -> int:
     parser.add_argument("--peers", action="store_true", help="the others' implementations too, after ours")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench-one-call.json")
     arguments = parser.parse_args()
-    gpu, until = _on_gpu(), time.monotonic() + arguments.seconds
+    gpu, until = torch.cuda.is_available(), time.monotonic() + arguments.seconds
     rows: list[Row] = []
 
     def left(most: float) -> float:
@@ -152,25 +142,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="prefill-bench-") as scratch:
         options = ["--profile", arguments.profile or ("embedded" if gpu else "ci")]
         options += ["--limit", str(ALL_ITEMS)] if gpu else []
-        parts: list[tuple[str, float, Callable[[float], Iterator[Row]]]] = []
+        parts: list[tuple[str, float, Callable[[float], Iterable[Row]]]] = []
         if "experiment" in arguments.parts.split(","):
-            parts.append(("experiment", 280.0, lambda limit: experiment(options, limit, Path(scratch))))
-        if "ways" in arguments.parts.split(","):
-            parts += [(name, 90.0, lambda limit, line=(name, kind, options): iter([way(*line, limit)]))  # type: ignore[misc, call-arg]
-                      for name, kind, options in (GPU_WAYS if gpu else CPU_WAYS)]  # fmt: skip
+            parts.append(("experiment", 280.0, partial(experiment, options, directory=Path(scratch))))
+        ways = [(90.0, one) for one in (GPU_WAYS if gpu else CPU_WAYS) if "ways" in arguments.parts.split(",")]
+        ways += [(60.0, one) for one in PEERS if arguments.peers]
+        parts += [(one[0], most, partial(way, *one)) for most, one in ways]
         if arguments.peers:
-            parts += [(name, 60.0, lambda limit, line=(name, kind, options): iter([way(*line, limit)]))  # type: ignore[misc, call-arg]
-                      for name, kind, options in PEERS]  # fmt: skip
-            parts.append(("HFLM", 90.0, lambda limit: hflm(limit, Path(scratch))))
+            parts.append(("HFLM", 90.0, partial(hflm, directory=Path(scratch))))
         for name, most, part in parts:
             if (limit := left(most)) < LEAST:
                 rows.append({"what": name, "note": "not measured: no time was left"})
                 continue
             rows += part(limit)
-            write(arguments.out, rows)
+            written(arguments.out, {"rows": rows})
             print(f"{name}: {arguments.seconds - (until - time.monotonic()):.0f} s so far", flush=True)
     rows += [row] if (row := leak_ratio(rows)) else []
-    write(arguments.out, rows)
+    written(arguments.out, {"rows": rows})
     print(printed(rows))
     return 0
 
@@ -183,11 +171,6 @@ def hflm(limit: float, directory: Path) -> Iterator[Row]:
         for line in json.loads(out.read_text())["lines"] if out.is_file() else []:
             yield {"what": f"{line['name']}, {line['dtype']}", "seconds": line["seconds"], "rate": line["items_per_s"],
                    "unit": "items/s", "note": line["note"]}  # fmt: skip
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

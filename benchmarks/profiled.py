@@ -1,37 +1,19 @@
-"""Where the time of a training step goes: our trainer on random weights of a shape, ten steps by the clock, two profiled.
+"""Where the time of a training step goes, for `python -m benchmarks.gpus --profile`, on one GPU or several.
 
-    python -m benchmarks.profiled [--device cuda|cpu] [--shape smollm2-135m] [--top 30] [--out FILE]
-
-On a GPU, time is that of kernels, and what is not busy is time in which the GPU waited for the host. Several GPUs are
-profiled by `python -m benchmarks.gpus --profile`.
+On a GPU, time is that of kernels, and what is not busy is time in which the GPU waited for the host.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
-import time
 from collections import defaultdict
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.train import ROWS
-from benchmarks.trainers import Setting, ours
-
-WARM, TIMED, PROFILED = 8, 10, 2  # steps
+PROFILED = 2  # steps
 # What profilers write beside the kernels, over the same time: names of collectives and of steps.
 _NOTES = ("nccl:", "gloo:", "ProfilerStep", "record_param_comms")
-
-
-class _Over(Exception):
-    pass
 
 
 def profiler(device: str) -> profile:
@@ -77,58 +59,3 @@ def lines(found: dict[str, Any], top: int) -> list[str]:
     between = f"; {sent:.1f} between GPUs, {found['alone_ms']:.1f} of them with nothing else to do" if sent else ""
     return [f"profiled: {found['step_ms']:.1f} ms a step, {found['busy_ms']:.1f} of them busy{between}",
             *(f"{took:9.2f} ms {calls:6d} x  {name[:100]}" for took, calls, name in found["rows"][:top])]  # fmt: skip
-
-
-def steps(setting: Setting) -> tuple[float, int, dict[str, Any]]:
-    """Seconds and tokens of the timed steps, and the summary of the profiled ones."""
-    watch = profiler(setting.device)
-    marks: list[tuple[float, int]] = []
-    count = 0
-
-    def done(tokens: int, _: int) -> None:
-        nonlocal count
-        count += 1
-        if count not in (WARM, WARM + TIMED, WARM + TIMED + PROFILED):
-            return
-        if setting.device == "cuda":
-            torch.cuda.synchronize()
-        marks.append((time.perf_counter(), tokens))
-        if count == WARM + TIMED:
-            watch.__enter__()
-        elif count > WARM + TIMED:
-            watch.__exit__(None, None, None)
-            raise _Over
-
-    with suppress(_Over):
-        ours(setting, done, "prefix")
-    (began, before), (ended, after), _ = marks
-    return ended - began, after - before, summary(watch, setting.device)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiled", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", choices=list(ROWS), default="smollm2-135m")
-    parser.add_argument("--row-tokens", type=int, help="default: as benchmarks.train")
-    parser.add_argument("--batch-size", type=int, help="default: as benchmarks.train")
-    parser.add_argument("--graph", choices=["auto", "on", "off"], default="auto", help="CUDA graphs of a step")
-    parser.add_argument("--top", type=int, default=30, help="lines of the table")
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
-    row, batch = ROWS[given.shape] if given.device == "cuda" else (512, 16)
-    graph: Any = {"auto": "auto", "on": True, "off": False}[given.graph]
-    seconds, tokens, found = steps(
-        Setting(given.shape, given.device, given.row_tokens or row, given.batch_size or batch, graph=graph)
-    )
-    print(f"{given.shape}: {tokens / seconds:,.0f} tokens/s, {1e3 * seconds / TIMED:.1f} ms a step by the clock")
-    print("\n".join(lines(found, given.top)))
-    if given.out is not None:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"shape": given.shape, "device": given.device, "tokens_per_s": tokens / seconds}
-        given.out.write_text(json.dumps({**about, **found}, indent=1) + "\n")
-    sys.stdout.flush()
-    os._exit(0)  # what is left of a trainer that was stopped in a step need not be taken apart
-
-
-if __name__ == "__main__":
-    main()

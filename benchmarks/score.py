@@ -17,7 +17,6 @@ runs them through random weights of the same shape. The times are those of the r
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 
 from app.model.load import Loaded
+from benchmarks import written
 from benchmarks.scorers import Line, Question, export, hflm, model_of, one_at_a_time, ours, plain_of, questions
 
 BATCHES = (1, 16, 64, 256)
@@ -103,9 +103,8 @@ def main() -> None:
     for batch in BATCHES if find_spec("lm_eval") else ():
         add(hflm(loaded, items, batch, options.seconds))
     print(table(lines, items, options.data is None))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**{k: v for k, v in asdict(line).items() if k != "found"}, "items_per_s": line.rate} for line in lines]
-    options.out.write_text(json.dumps({"machine": about, "limit": options.limit, "lines": rows}, indent=1))
+    written(options.out, {"machine": about, "limit": options.limit, "lines": rows})
     print(f"wrote {options.out}")
 
 

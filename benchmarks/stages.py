@@ -29,6 +29,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks import written
+from jobs.columns import Column, table_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_STAGES = "stage1,stage2,stage3a,stage3b,stage4,nonprefill"
 DATA_SHEET = 989e12  # FLOP/s of dense bfloat16, H100 and H200 SXM
@@ -118,24 +121,22 @@ def checkout(commit: str | None) -> Iterator[Path | None]:
 
 def table(rows: Sequence[dict[str, Any]], peak: float, on_gpu: bool) -> str:
     """A line a stage: wall time, rates, MFU over both denominators, the ratio to the base's wall time, then its phases."""
-    lines = [
-        f"{'stage':<12}{'wall s':>8}{'tokens/s':>11}{'items/s':>9}{'MFU':>7}{'of 989':>8}{'x base':>8}  seconds by phase"
-    ]
+    columns = [Column(name, name not in ("stage", "seconds by phase"))
+               for name in ("stage", "wall s", "tokens/s", "items/s", "MFU", "of 989", "x base", "seconds by phase")]  # fmt: skip
+    lines = []
     for row in [*rows, total(rows)]:
         tokens, params = row.get("tokens_per_s"), row.get("params")
         flops = 6 * params * tokens if tokens and params else None
-        cells = [
+        lines.append([
+            row["stage"], f"{row['seconds']:.1f}",
             f"{tokens:,.0f}" if tokens else "-",
             f"{row['items_per_s']:,.0f}" if row.get("items_per_s") else "-",
             f"{flops / peak:.1%}" if flops else "-",
             f"{flops / DATA_SHEET:.1%}" if flops and on_gpu else "-",
             f"{row['base']['seconds'] / row['seconds']:.2f}" if row.get("base") else "-",
-        ]
-        widths = (11, 9, 7, 8, 8)
-        spent = ", ".join(f"{name} {value:.1f}" for name, value in row["phases"].items())
-        numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        lines.append(f"{row['stage']:<12}{row['seconds']:>8.1f}{numbers}  {spent}")
-    return "\n".join(lines)
+            ", ".join(f"{name} {value:.1f}" for name, value in row["phases"].items()),
+        ])  # fmt: skip
+    return "\n".join(table_lines(columns, lines, 250))
 
 
 def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -174,13 +175,12 @@ def main() -> int:
         for stage in arguments.stages.split(","):
             before = run_stage(base, Path(directory, "base"), stage, options) if base else None
             rows.append({**run_stage(ROOT, Path(directory, "ours"), stage, options), "base": before})
-            print(table(rows[-1:], rate, device == "cuda").splitlines()[1], flush=True)
+            print(table(rows[-1:], rate, device == "cuda").splitlines()[2], flush=True)
     print(table(rows, rate, device == "cuda"))
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     record = {"profile": arguments.profile, "base": arguments.base, "device": name, "peak_flops": rate, "stages": rows,
               "torch": torch.__version__}  # fmt: skip
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    written(arguments.out, record)
     print(f"wrote {arguments.out}")
     return 0
 

@@ -22,7 +22,9 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from benchmarks import written
 
 PROCESS_STARTED = time.time()
 # Defaults on a GPU by shape: tokens of a row, examples of a step. Large models fill the GPU with less.
@@ -43,14 +45,9 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.trainers import SHAPES, WAYS, Setting, peak
 
     transformers.logging.set_verbosity_error()
-    setting = Setting(
-        arguments.shape,
-        arguments.device,
-        arguments.row_tokens,
-        arguments.batch_size,
-        arguments.checkpointing,
-        graph=cast(Any, {"auto": "auto", "on": True, "off": False}[arguments.graph]),
-    )
+    graph: Any = {"auto": "auto", "on": True, "off": False}[arguments.graph]
+    setting = Setting(arguments.shape, arguments.device, arguments.row_tokens, arguments.batch_size, arguments.checkpointing,
+                      graph=graph)  # fmt: skip
     cuda = arguments.device == "cuda"
     rate = peak(arguments.device)
     ends: list[tuple[float, int, int]] = []
@@ -113,13 +110,9 @@ def child(way: str, words: list[str], limit: float) -> dict[str, Any]:
         return {"way": way, "error": f"not done after {limit:.0f} s"}
     lines = [line for line in ran.stdout.splitlines() if line.startswith("{")]
     if ran.returncode or not lines:
-        return {
-            "way": way,
-            "error": (ran.stderr.strip().splitlines() or ["no output"])[-1][:200],
-            "stderr": ran.stderr[-4000:],
-        }
-    found: dict[str, Any] = json.loads(lines[-1])
-    return found
+        last = (ran.stderr.strip().splitlines() or ["no output"])[-1]
+        return {"way": way, "error": last[:200], "stderr": ran.stderr[-4000:]}
+    return dict(json.loads(lines[-1]))
 
 
 def main() -> int:
@@ -168,14 +161,8 @@ def main() -> int:
         for way, row in by_way.items():
             if row is not mine:
                 print(f"ours, prefix, is {mine['tokens_per_s'] / row['tokens_per_s']:.2f}x {names[way]}")
-    out = arguments.out or Path("runs/bench-train.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        json.dumps(
-            {"arguments": {k: str(v) for k, v in vars(arguments).items() if k != "out"}, "rows": found}, indent=2
-        )
-        + "\n"
-    )
+    given = {k: str(v) for k, v in vars(arguments).items() if k != "out"}
+    written(arguments.out or Path("runs/bench-train.json"), {"arguments": given, "rows": found})
     return 1 if len(by_way) < len(found) else 0
 
 

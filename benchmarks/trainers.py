@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from torch.utils.benchmark import Timer
 from transformers import Adafactor, AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from app.attention.backends import NAMES
@@ -91,13 +91,11 @@ class _Each(TrainerCallback):
 
 
 def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
-    checkpointing: dict[str, Any] = {}
-    if setting.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(
         output_dir=tempfile.mkdtemp(), max_steps=steps, learning_rate=2e-5, warmup_steps=10, optim="adamw_torch_fused",
         bf16=_bf16(setting.device), use_cpu=setting.device == "cpu", save_strategy="no", logging_steps=1,
-        logging_nan_inf_filter=False, report_to=[], remove_unused_columns=False, disable_tqdm=True, **checkpointing, **more,
+        logging_nan_inf_filter=False, report_to=[], remove_unused_columns=False, disable_tqdm=True, **more,
+        gradient_checkpointing=setting.gradient_checkpointing, gradient_checkpointing_kwargs={"use_reentrant": False},
     )  # fmt: skip
 
 
@@ -242,19 +240,8 @@ def peak(device: str) -> float:
     n = 8192 if device == "cuda" else 2048
     dtype = torch.bfloat16 if _bf16(device) else torch.float32
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return 2 * n**3 / min(_seconds(lambda: F.linear(a, b), device) for _ in range(3))
-
-
-def _seconds(work: Callable[[], Any], device: str, repeats: int = 10) -> float:
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / repeats
+    timer = Timer("linear(a, b)", globals={"linear": F.linear, "a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * n**3 / min(timer.timeit(10).mean for _ in range(3))  # the timer warms up, and waits for the GPU
 
 
 WAYS: dict[str, tuple[str, Callable[[Setting, Done], None]]] = {

@@ -18,6 +18,10 @@ root=$(cd "$(dirname "$0")/.." && pwd -P)
 dotenv "${ENV_FILE:-$root/.env}"
 IMAGE=${IMAGE:-prefill:local} GPU=${GPU:-auto} RUNS=${RUNS:-runs} CACHE=${CACHE:-prefill-cache}
 
+mountable() { # mountable PATH SETTING
+  case $1 in *:*) die "$1" 'has a colon in it, which the engine takes for a separator' "name another path with $2" ;; esac
+}
+
 absolute() { # the absolute path of an existing file or directory
   (cd "$(dirname "$1")" && printf '%s/%s\n' "$(pwd -P)" "$(basename "$1")")
 }
@@ -56,6 +60,7 @@ give() { # sets options, for `docker run`, and words, the command
   label=
   case $engine in *name=selinux*) label=,z ;; esac
 
+  mountable "$RUNS" RUNS
   mkdir -p "$RUNS" 2>/dev/null || die "$RUNS" 'cannot be made' 'choose another directory with RUNS'
   runs=$(cd "$RUNS" && pwd -P)
   if [ "$runs" = "$root/runs" ]; then # the default is `runs/...` inside as well, so that printed paths are valid outside
@@ -65,6 +70,7 @@ give() { # sets options, for `docker run`, and words, the command
   fi
   case $CACHE in
   */*)
+    mountable "$CACHE" CACHE
     mkdir -p "$CACHE" 2>/dev/null || die "$CACHE" 'cannot be made' 'choose another directory or volume with CACHE'
     options+=(--volume "$(absolute "$CACHE"):/cache:rw$label")
     ;;
@@ -77,6 +83,7 @@ give() { # sets options, for `docker run`, and words, the command
   read -ra mounts <<<"${MOUNTS:-}"
   for path in ${mounts[@]+"${mounts[@]}"}; do
     [ -e "$path" ] || die "$path" 'does not exist' 'correct MOUNTS'
+    mountable "$path" MOUNTS
     path=$(absolute "$path")
     options+=(--volume "$path:$path:ro$label")
   done

@@ -40,7 +40,7 @@ def table_lines(columns: Sequence[Column], rows: Sequence[Sequence[str]], width:
     while excess(least) > 0 and any(columns[i].drop for i in kept):
         kept.remove(max(kept, key=lambda i: columns[i].drop))
     widths = list(natural)
-    for i in kept:
+    for i in reversed(kept):  # the last, such as a text for people, is cut first
         widths[i] = max(least[i], natural[i] - max(0, excess(widths)))
 
     def line(cells: Sequence[str]) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ class Check:
     text: str  # the fact; what is missing also with its remedy
 
     def __str__(self) -> str:
-        return f"{self.verdict:<8} {self.name:<15} {self.text}"
+        return f"{self.verdict:<8} {self.name:<15} {self.text}"  # 25 characters before the text
 
 
 def checked(name: str, check: Callable[[], str]) -> Check:
@@ -46,6 +48,13 @@ def disk(runs_dir: Path, least: float = LEAST_DISK) -> str:
         fact = f"{free / 1e9:.1f} GB are free, and runs need {least / 1e9:.0f} or more"
         raise UserError(runs_dir, fact, "make room, or choose another --runs-dir")
     return f"{runs_dir}: writable, {free / 1e9:.0f} GB free"
+
+
+def wrapped(line: str, width: int | None = None) -> str:
+    """`line` as it is in a file; on a terminal broken between words, what follows below its text."""
+    if width is None:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return textwrap.fill(line, width, subsequent_indent=" " * 25, break_long_words=False, break_on_hyphens=False)
 
 
 def report(checks: Iterable[Check], echo: Callable[[str], object]) -> int:

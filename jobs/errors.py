@@ -3,10 +3,13 @@
 The command line prints `error: <text>` for a `UserError`, without a traceback, and exits with its `exit_code`.
 """
 
+import errno
 import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -52,6 +55,23 @@ def wrong_python(error: ImportError) -> UserError:
     if not isinstance(error, ModuleNotFoundError) or name in ("", "app", "jobs", "vast"):
         raise error
     return UserError(sys.executable, f"has no module {name}", remedy)
+
+
+def accept_any_letter() -> None:
+    """No letter that standard output lacks ends a command: `?` on a terminal, an escape in a file, where none may be lost."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        with suppress(OSError):
+            sys.stdout.reconfigure(errors="replace" if sys.stdout.isatty() else "backslashreplace")
+
+
+def full_output(error: OSError) -> UserError:
+    """A user's mistake for a standard output without room. Raises `error` itself where it is about something else."""
+    try:
+        print(end="", flush=True)
+    except OSError as again:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and again.errno == error.errno:
+            return DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")
+    raise error
 
 
 def one_line(error: Any, program: str, words: Sequence[str]) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from benchmarks import gpus
 from benchmarks.one_call import ended, leak_ratio, printed, rows_of
 from benchmarks.stages import checkout, phases, rates, table, total
+from jobs.runs.rundir import RunDir
 
 ROW = {"stage": "stage3b", "seconds": 50.0, "phases": {"start": 10.0, "train": 40.0}, "tokens_per_s": 1000.0,
        "params": 10**6, "items_per_s": None}  # fmt: skip
@@ -32,14 +35,24 @@ def test_items_a_second_is_over_all_evaluations() -> None:
 
 def test_the_ratio_is_the_base_s_wall_time_over_ours() -> None:
     text = table([{**ROW, "base": {"seconds": 100.0}}], peak=12e9, on_gpu=False).splitlines()
-    assert text[1].split()[:7] == ["stage3b", "50.0", "1,000", "-", "50.0%", "-", "2.00"]
-    assert text[2].split()[0] == "all" and " 2.00 " in text[2]
+    assert text[2].split()[:7] == ["stage3b", "50.0", "1,000", "-", "50.0%", "-", "2.00"]
+    assert text[3].split()[0] == "all" and " 2.00 " in text[2]
     assert "base" not in total([{**ROW, "base": {"seconds": 100.0}}, {**ROW, "base": None}])
 
 
 def test_a_base_that_is_no_commit_is_one_line() -> None:
     with pytest.raises(SystemExit, match=r"^error: --base nosuch: .*; name a commit"), checkout("nosuch"):
         pass
+
+
+def test_a_profile_on_several_gpus_is_read_back_from_the_run(tmp_path: Path) -> None:
+    """Its key was that of the run's profile, which must be a name: every --profile ended in an error."""
+    with RunDir.create(tmp_path, "stage3b", datetime(2026, 1, 2, tzinfo=UTC)) as run:
+        rows = [{"step": n, "tokens": 100 * n, "seconds": 0.5 * n, "loss": 1.0} for n in range(1, 11)]
+        (run.path / "train_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        run.write_json("metrics.json", {"peak_gb": None, gpus.KERNELS: {"step_ms": 1.5}})
+    found = gpus.measured(tmp_path, steps=8)
+    assert found[gpus.KERNELS] == {"step_ms": 1.5} and found["tokens_per_s"] == 200.0 and len(found["losses"]) == 8
 
 
 # ---- everything in one call

@@ -132,6 +132,18 @@ def test_run_sh_hands_on_what_is_set_and_nothing_empty(tmp_path: Path) -> None:
     assert name not in of_script(script(tmp_path, **{name: ""}), tmp_path)["handed on"]
 
 
+@pytest.mark.parametrize("name", ["RUNS", "CACHE", "MOUNTS"])
+def test_run_sh_refuses_a_path_that_the_engine_would_split(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a:b"
+    if name == "MOUNTS":
+        path.mkdir()
+    with pytest.raises(subprocess.CalledProcessError) as raised:
+        script(tmp_path, **{name: str(path)})
+    error = f"error: {path}: has a colon in it, which the engine takes for a separator; name another path with {name}\n"
+    assert (raised.value.returncode, raised.value.stderr) == (2, error)
+    assert name == "MOUNTS" or not path.exists()
+
+
 # ---- compose.yaml ---------------------------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,20 @@ def test_a_broken_link_would_be_found(tmp_path: Path) -> None:
     assert broken_links(page) == ["gone.md", "#gone"]
 
 
+# Paths of tests begin at the directory that a page names. What the log and the changelog describe may be gone.
+STARTS = (ROOT, ROOT / "tests", ROOT / "tests/app", ROOT / "docs/results")
+FILE = re.compile(
+    r"(?<![\w./-])(?:app|jobs|vast|tests|container|benchmarks|docs|requirements)/[a-z0-9_/.-]+\.(?:py|ya?ml|sh|lock|md)\b"
+)
+
+
+def test_every_file_named_is_there() -> None:
+    current = [path for path in DOCUMENTS if path.name not in ("log.md", "CHANGELOG.md") and "runs" not in path.parts]
+    named = {(name_of(path), file) for path in current for file in FILE.findall(path.read_text(encoding="utf-8"))}
+    assert len(named) > 100
+    assert [one for one in sorted(named) if not any((start / one[1]).exists() for start in STARTS)] == []
+
+
 # ---- commands ----------------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,12 +48,29 @@ def test_one_stage_is_resumed_or_refused() -> None:
 def test_track_opens_what_is_kept_here_or_says_in_one_line_what_is_not(tmp_path: Path) -> None:
     words = ("track", "PYTHON=echo", f"RUNS={tmp_path}")
     assert "no such directory, so nothing was tracked there; run a stage with SET=" in make(*words, code=2)
-    for name in ("tensorboard", "visdom"):
-        (tmp_path / "tracking" / name).mkdir(parents=True)
+    (tmp_path / "tracking" / "tensorboard").mkdir(parents=True)
     assert f"-m tensorboard.main --logdir {tmp_path}/tracking/tensorboard" in make(*words)
     assert "TRACKER=visdom: cannot be opened here; expected tensorboard or trackio" in make(
         *words, "TRACKER=visdom", code=2
     )
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("target", ["help", "help-all"])
+def test_on_a_terminal_the_help_breaks_no_word_and_in_a_file_each_line_is_one(target: str, width: int) -> None:
+    master, terminal = os.openpty()
+    environment = {"PATH": "/usr/bin:/bin", "COLUMNS": str(width)}
+    with os.fdopen(terminal, "w") as file:
+        process = subprocess.Popen(["make", target], cwd=ROOT, stdout=file, stderr=file, env=environment)
+    shown = b""
+    with os.fdopen(master, "rb", buffering=0) as file, suppress(OSError):  # EIO: the other side is closed
+        while more := file.read(4096):
+            shown += more
+    assert process.wait(60) == 0
+    lines = shown.decode().splitlines()
+    assert all(len(line) <= width or len(line.split()) == 1 for line in lines)
+    whole = make(target)
+    assert shown.decode().split() == whole.split() and max(map(len, whole.splitlines())) > 60
 
 
 @pytest.mark.parametrize("word", ["LIMT=5", "SUIT=reading", "profile=ci"])

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from jobs.errors import UserError, one_line, wrong_python
+from jobs.errors import UserError, accept_any_letter, full_output, one_line, wrong_python
 
 try:
     import click
@@ -48,6 +48,7 @@ cli.add_command(simulate, "simulate")
 
 def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> int:
     """Run the command line; users' mistakes become one line on stderr and an exit code of jobs/errors.py."""
+    accept_any_letter()
     try:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False, obj=wiring)
     except click.ClickException as error:
@@ -64,13 +65,18 @@ def main(arguments: list[str] | None = None, wiring: Wiring | None = None) -> in
     except UserError as error:
         click.echo(f"error: {error}", err=True)
         return error.exit_code
+    except OSError as error:
+        full = full_output(error)
+        click.echo(f"error: {full}", err=True)
+        return full.exit_code
     return code if isinstance(code, int) else 0
 
 
 def _flushed(code: int) -> int:
     """Flush; a closed pipe must not make the interpreter print a message."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # it is for a process that was started without one
+            sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return code

@@ -124,6 +124,7 @@ class Instance:
     dollars_per_hour: Dollars
     end: Seconds | None  # unix time at which the contract ends; None if it has no end
     addresses: Addresses  # direct first, then the proxy's
+    start: Seconds | None = None  # unix time at which the contract began
 
 
 class Gone:
@@ -212,6 +213,7 @@ class Host:
     gpu_memory_percent: float | None = None
     gpu_fault: str | None = None  # an Xid, "fallen off the bus"
     message: str = ""
+    uptime: Seconds | None = None  # by the clock of its dead-man's switch
 
 
 @dataclass(frozen=True)

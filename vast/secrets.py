@@ -78,6 +78,9 @@ class Redactor:
         return text
 
 
-def printable(words: str) -> str:
-    """One printable line: JSON can hold line breaks, terminal escapes and lone surrogates, which files reject."""
-    return "".join(character if character.isprintable() else " " for character in words)
+def printable(words: str, keep: str = "") -> str:
+    """One printable line: JSON can hold line breaks, terminal escapes and lone surrogates, which files reject.
+
+    keep: characters that stay although they are not printable.
+    """
+    return "".join(character if character.isprintable() or character in keep else " " for character in words)

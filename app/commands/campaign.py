@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from app.commands.options import runs_option
+from app.commands import options
 from app.runtime.ranks import die_with_the_launcher
 from app.runtime.signals import StopFlag
 from app.stage.campaign import Ledger, Standing, deal, devices_of, run_cells
@@ -20,17 +20,19 @@ from jobs.columns import Column, table_lines
 from jobs.config.campaign import Campaign, campaign_names, cells, read_campaign, require_parts, share
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import estimate
+from jobs.estimate.gpus import gpu_named
 
-_COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"), Column("Seed"),
-            Column("Steps", drop=3), Column("State"), Column("Result", drop=1, least=12))  # fmt: skip
+_COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column("Recipe"), Column("Mask"),
+            Column("Seed", right=True), Column("Steps", right=True, drop=3), Column("State"), Column("Result", right=True),
+            Column("Headline", drop=1, least=12))  # fmt: skip
 
 
 @click.command()
 @click.argument("name", metavar="CAMPAIGN")
-@runs_option
+@options.runs
 @click.option("--plan", is_flag=True, help="Print runs, hours and dollars, and start nothing.")
 @click.option("--gpu", metavar="NAME", help="GPU of the plan, such as H100_SXM.  [default: the campaign's]")
-@click.option("--price", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS",
+@click.option("--price", type=options.Finite(min=0, min_open=True), metavar="DOLLARS",
               help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
@@ -53,15 +55,18 @@ def campaign(name: str, runs_dir: Path, plan: bool, gpu: str | None, price: floa
     require_parts("--workers", workers, len(every))
     if part is not None and workers > 1:
         raise ConfigError("campaign", "expected --share or --workers, found both", "leave one out")
+    if not plan and (gpu is not None or price is not None):
+        raise ConfigError("campaign", "--gpu and --price are of a plan", "add --plan, or leave them out")
+    gpu = chosen.gpu if gpu is None else gpu
+    if gpu is not None:
+        gpu_named(gpu)  # that of the file too, before anything runs
     index, parts = (0, 1) if part is None else _part(part, len(every))
     mine = share(every, index, parts)
-    ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, every, runs_dir)
+    ledger = Ledger(name if name in campaign_names() else Path(name).stem, chosen, mine if plan else every, runs_dir)
     whole = "" if part is None else (
         f"share {part} of the {len(every)} runs; the shares are 0/{parts} to {parts - 1}/{parts}: start each")  # fmt: skip
     if plan:
-        names = {cell.name for cell in mine}
-        dealt = [one for one in ledger.standings() if one.cell.name in names]
-        lines = list(_plan(dealt, chosen, gpu or chosen.gpu, price or chosen.dollars_an_hour, workers))
+        lines = list(_plan(ledger.standings(), chosen, gpu, price or chosen.dollars_an_hour, workers))
         click.echo("\n".join([*lines, *filter(None, [whole])]))
         return
     for cell in mine:
@@ -97,8 +102,18 @@ def _part(text: str, runs: int) -> tuple[int, int]:
 
 
 def table(standings: Sequence[Standing], width: int) -> list[str]:
-    rows = [[*(word or "-" for word in one.cell.place.values()), one.state, one.result] for one in standings]
+    rows = [[*(word or "-" for word in one.cell.place.values()), one.state, *_result(one)] for one in standings]
     return table_lines(_COLUMNS, rows, width)
+
+
+def _result(one: Standing) -> tuple[str, str]:
+    """Result and headline as `runs` lists them: a run's first number, and its name or the reason why the run ended."""
+    from app.report.run_list import row_of  # numpy, as above
+
+    if one.run is None:
+        return "-", ""
+    row = row_of(one.run)
+    return row.result, row.headline
 
 
 def _plan(
@@ -142,7 +157,7 @@ def progress(standings: Callable[[], Sequence[Standing]], live: Live, console: C
             return
         for one in found:
             if before.get(one.cell.name, "open") != one.state:
-                console.out(f"{one.cell.name}: {one.state} {one.result}".rstrip(), highlight=False)
+                console.out(f"{one.cell.name}: {one.state} {' '.join(_result(one))}".rstrip(" -"), highlight=False)
             before[one.cell.name] = one.state
 
     return look

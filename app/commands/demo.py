@@ -4,9 +4,9 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import profile_option, runs_option, set_option
+from app.commands import options
 from app.commands.report import report
-from app.commands.run import limit_option, run, seed_option
+from app.commands.run import run
 from jobs.config.load import DEFAULT_PROFILE
 
 STAGES = ("stage1", "stage2", "stage3a", "stage3b", "stage4", "nonprefill")
@@ -18,11 +18,11 @@ SETS = ("train.max_steps=20", "train.batch_size=16", "train.learning_rate=2.0e-4
 
 
 @click.command()
-@profile_option
-@limit_option
-@set_option("Override one key, as for run.")
-@runs_option
-@seed_option
+@options.profile
+@options.limit
+@options.sets("Override one key, as for run.")
+@options.runs
+@options.seed
 @click.option("--force", is_flag=True, help="Repeat stages that are complete already.")
 @click.option("--continue", "proceed", is_flag=True, help="Resume a stage that has an unfinished run.")
 @click.pass_context

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import runs_option
+from app.commands import options
 from app.embedded.cache import cache_dir
 from app.runtime.doctor import Machine, checks
-from jobs.doctor import report
+from jobs.doctor import report, wrapped
 
 ANSWER = 10.0  # seconds for docker and nvidia-smi
 
@@ -29,7 +29,7 @@ def _run(argv: tuple[str, ...]) -> tuple[int, str]:
 
 @click.command()
 @click.option("--no-engine", is_flag=True, help="Skip the container engine and the image.")
-@runs_option
+@options.runs
 def doctor(no_engine: bool, runs_dir: Path) -> None:
     """Check what this machine lacks; nothing is changed.
 
@@ -39,4 +39,5 @@ def doctor(no_engine: bool, runs_dir: Path) -> None:
     for renting.
     """
     machine = Machine(os.environ, Path.home(), _run)
-    raise click.exceptions.Exit(report(checks(machine, runs_dir, cache_dir(), engine=not no_engine), click.echo))
+    found = checks(machine, runs_dir, cache_dir(), engine=not no_engine)
+    raise click.exceptions.Exit(report(found, lambda line: click.echo(wrapped(line))))

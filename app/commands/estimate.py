@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from app.commands.options import profile_option, set_option
+from app.commands import options
 from jobs.config.load import resolve
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate, estimate
@@ -14,7 +14,7 @@ from jobs.estimate.estimate import Estimate, estimate
 
 @click.command("estimate")
 @click.argument("stage")
-@profile_option
+@options.profile
 @click.option(
     "--gpu",
     required=True,
@@ -22,8 +22,8 @@ from jobs.estimate.estimate import Estimate, estimate
     help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.yaml has them all.",
 )
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: the profile's]")
-@click.option("--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N")
-@set_option("Override one key, as for run.")
+@options.limit
+@options.sets("Override one key, as for run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate_command(stage: str, profile: str, gpu: str, gpus: int | None, limit: int | None, sets: tuple[str, ...],
                      as_json: bool) -> None:  # fmt: skip

@@ -4,31 +4,32 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import FILE, model_option, profile_option, runs_option
+from app.commands import options
 from jobs.config.load import resolve
 from jobs.config.schema import MASKS, Mask
 from jobs.errors import ConfigError
 
 
 @click.command()
-@profile_option
-@model_option
+@options.profile
+@options.model
 @click.option("--mask", type=click.Choice(MASKS), required=True, help="Which token may attend to which; the context, "
               "with its few-shot examples, is the prefix. bidirectional leaks the answer and cannot generate. See "
               "docs/harness.md.")  # fmt: skip
 @click.option("--tasks", required=True, metavar="NAMES", help="Tasks, groups or tags of lm_eval, separated by commas; wildcards "
               "may be used. With a profile on the embedded data, their rows are read from there if they are in it.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N items of each task.")
+@options.limit
 @click.option("--num-fewshot", type=click.IntRange(min=0), metavar="K", help="Examples before each item, in place of the task's "
               "own number.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each context into the tokenizer's chat template.")
-@click.option("--include-path", type=click.Path(path_type=Path, file_okay=False, exists=True),
+@click.option("--include-path", type=options.Directory(exists=True),
               help="A directory of task files of your own.")  # fmt: skip
-@click.option("--out", type=FILE, help="Results and samples as JSON, in lm_eval's form, with mask and model in config.")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=8192, show_default=True, metavar="N",
-              help="Tokens a batch, padding included; lower it if memory runs out.")  # fmt: skip
-@runs_option
+@click.option(
+    "--out", type=options.FILE, help="Results and samples as JSON, in lm_eval's form, with mask and model in config."
+)
+@options.dtype
+@options.batch(8192)
+@options.runs
 def harness(profile: str, model: str | None, mask: Mask, tasks: str, limit: int | None, num_fewshot: int | None,
             chat: bool, include_path: Path | None, out: Path | None, dtype: str | None, batch_tokens: int,
             runs_dir: Path) -> None:  # fmt: skip

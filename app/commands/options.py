@@ -1,5 +1,7 @@
 """Options that several commands share."""
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,32 +14,62 @@ from jobs.config.schema import checked_layers
 from jobs.errors import RunStateError, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path, dir_okay=False)
 
-profile_option = click.option(
+
+class Named(click.Path):
+    """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value != "" else self.fail("it is empty; name one", param, ctx)
+
+
+FILE = Named(path_type=Path, dir_okay=False)
+
+profile = click.option(
     "--profile", default=DEFAULT_PROFILE, show_default=True,
     help="Model and data: a name in jobs/profiles, or the path of a YAML file.",
 )  # fmt: skip
 
 
-class _Directory(click.Path):
-    """A directory that has a name: of an empty word, as of a variable that is not set, Path makes the current directory."""
+class Directory(Named):
+    """A directory that is there, or can be made: click lets a device pass, and what is below a file."""
+
+    def __init__(self, exists: bool = False) -> None:
+        super().__init__(exists, file_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "":
-            self.fail("it is empty; name a directory", param, ctx)
-        return super().convert(value, param, ctx)
+        path = Path(super().convert(value, param, ctx))
+        there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+        if not there.is_dir():
+            self.fail(f"{there} is no directory; name one", param, ctx)
+        return path
 
 
-runs_option = click.option(
-    "--runs-dir", type=_Directory(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+class Finite(click.FloatRange):
+    """click's own lets nan through, which no comparison refuses, and inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return found
+
+
+runs = click.option(
+    "--runs-dir", type=Directory(), default=Path("runs"), show_default=True,
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept.",
 )  # fmt: skip
-model_option = click.option(
+model = click.option(
     "--model", metavar="PATH_OR_RUN",
     help="In place of the profile's model: a checkpoint's directory, a run such as stage3b/20261122-234501, or a stage, "
     "meaning its newest complete run of this profile.",
 )  # fmt: skip
+
+limit = click.option(
+    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
+)
+seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
+dtype = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
 
 
 def _valid_layers(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -47,13 +79,22 @@ def _valid_layers(ctx: click.Context, param: click.Parameter, value: str | None)
         raise click.BadParameter(error.message()) from None
 
 
-layers_option = click.option(
+layers = click.option(
     "--layers", callback=_valid_layers, metavar="all|global|first:N|every:K",
     help="Which layers the mask holds in; the others are causal. Default: as the model was trained.",
 )  # fmt: skip
 
 
-def set_option(text: str) -> Callable[[F], F]:
+def count(name: str, default: int, text: str) -> Callable[[F], F]:
+    """An option with a whole number above 0."""
+    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, metavar="N", help=text)
+
+
+def batch(default: int, of: str = "") -> Callable[[F], F]:
+    return count("--batch-tokens", default, f"Tokens {of}a batch, padding included; lower it if memory runs out.")
+
+
+def sets(text: str) -> Callable[[F], F]:
     """--set, with the help `text`."""
     return click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help=f"{text} Repeatable.")
 

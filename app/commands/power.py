@@ -4,21 +4,21 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import require_directory, runs_option
+from app.commands import options
 from jobs.errors import ConfigError, RunStateError
 
 
 @click.command()
-@runs_option
+@options.runs
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
-@click.option("--points", type=click.FloatRange(0, 100, min_open=True), default=1.0, show_default=True, metavar="P",
+@click.option("--points", type=options.Finite(0, 100, min_open=True), default=1.0, show_default=True, metavar="P",
               help="Difference in points of accuracy for which to print the number of items.")  # fmt: skip
 @click.option("--items", type=click.IntRange(min=1), metavar="N",
               help="Plan without runs: the items in all, divided evenly over the tasks. Needs --discordance.")  # fmt: skip
-@click.option("--discordance", type=click.FloatRange(0, 1, min_open=True), metavar="D",
+@click.option("--discordance", type=options.Finite(0, 1, min_open=True), metavar="D",
               help="Share of the items that only one of the two models gets right; a report shows it by task.")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), metavar="S", help="Training seeds to average over.  [default: 1]")
-@click.option("--seed-deviation", type=click.FloatRange(0, 100), metavar="P",
+@click.option("--seed-deviation", type=options.Finite(0, 100), metavar="P",
               help="Standard deviation of the difference between training seeds, in points.")  # fmt: skip
 def power(runs_dir: Path, profile: str | None, points: float, items: int | None, discordance: float | None,
           seeds: int | None, seed_deviation: float | None) -> None:  # fmt: skip
@@ -37,7 +37,7 @@ def power(runs_dir: Path, profile: str | None, points: float, items: int | None,
     if seeds is not None or seed_deviation is not None:
         fact = "--seeds and --seed-deviation plan without runs"
         raise ConfigError("power", fact, "give --items and --discordance too")
-    require_directory(runs_dir)
+    options.require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.power import print_power

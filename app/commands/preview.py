@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from app.commands.options import profile_option, set_option
+from app.commands import options
 from app.runtime.progress import waiting
 from app.stage.run import require_paths
 from jobs.config.load import resolve
@@ -16,8 +16,8 @@ from jobs.errors import ConfigError
 
 @click.command()
 @click.argument("stage", default="stage3b")
-@profile_option
-@set_option("Override one key, as for run.")
+@options.profile
+@options.sets("Override one key, as for run.")
 @click.option(
     "--examples",
     metavar="N",

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import profile_option, require_directory, runs_option
+from app.commands import options
 from jobs.config.load import resolve
 from jobs.config.terms import setting
 from jobs.errors import ConfigError
-from jobs.runs.atomic import write_text_atomically
+from jobs.runs.atomic import make_directory, write_text_atomically
 
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@profile_option
+@options.profile
 @click.option("--to", "repo", required=True, metavar="OWNER/NAME", help="The repository; it is made if there is none.")
-@click.option("--private", is_flag=True, help="Make it private; one that exists stays as it is.")
+@click.option("--private", is_flag=True, help="Make it private; one that exists and is public is refused.")
 @click.option("--adapter", is_flag=True, help="The LoRA adapter alone, in place of the merged weights.")
 @click.option("--license", "licence", metavar="ID", help="Of the base model, where its card names none and you have read that it "
               "allows derivatives.")  # fmt: skip
@@ -24,7 +24,7 @@ from jobs.runs.atomic import write_text_atomically
 @click.option(
     "--dry-run", is_flag=True, help="Write the card into the runs directory and list the files; send nothing."
 )
-@runs_option
+@options.runs
 def publish(run: str, profile: str, repo: str, private: bool, adapter: bool, licence: str | None, force: bool, dry_run: bool,
             runs_dir: Path) -> None:  # fmt: skip
     """Send a finished RUN to the hub, with an honest card. Weights, tokenizer, card, results: see docs/publish.md.
@@ -33,7 +33,7 @@ def publish(run: str, profile: str, repo: str, private: bool, adapter: bool, lic
     HF_TOKEN, or the file that HF_TOKEN_FILE names.
     """
     chosen = resolve("stage1", profile).profile
-    require_directory(runs_dir)
+    options.require_directory(runs_dir)
     from app.publish.publication import Hub, find_run, prepare, require_name
 
     require_name(repo)
@@ -49,7 +49,7 @@ def publish(run: str, profile: str, repo: str, private: bool, adapter: bool, lic
         for name, size in sizes.items():
             click.echo(f"{size:>15,}  {name}")
         path = runs_dir / "publish" / f"{what.tag}.md"
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         write_text_atomically(path, what.card)
         click.echo(f"{total} would go to {repo}, tag {what.tag}; its card is {path}")
         return

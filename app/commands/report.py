@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from app.commands.options import require_directory, runs_option
-
-if TYPE_CHECKING:
-    from app.report.render import Report
+from app.commands import options
 
 
 @click.command()
-@runs_option
+@options.runs
 @click.option(
     "--profile", help="Only runs of this profile, a name or a path. Default: that of the newest complete run."
 )
@@ -31,7 +26,7 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
     Where several campaigns have runs there, campaigns.md and campaigns.html are about all of them together.
     """
     if serve is None:  # a server waits for the first run
-        require_directory(runs_dir)
+        options.require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.archive import joint_of, write_joint
@@ -39,7 +34,11 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
 
     build = partial(build_report, runs_dir, profile=profile, compare=compare or None)
     if serve is not None:
-        _serve(runs_dir, build, serve)
+        from app.report import server
+
+        served = server.ReportServer(server.ReportPages(runs_dir, build), *server.parse_address(serve))
+        click.echo(f"the report of {runs_dir} is at {served.url}; Ctrl-C ends it")
+        server.serve(served)
         return
     built = build()
     for run in built.study.left_out:
@@ -55,19 +54,11 @@ def report(runs_dir: Path, profile: str | None, compare: tuple[str, str] | None,
         click.echo(f"wrote {path}")
 
 
-def _serve(runs_dir: Path, build: Callable[[], Report], address: str) -> None:
-    from app.report.server import ReportPages, ReportServer, parse_address, serve
-
-    server = ReportServer(ReportPages(runs_dir, build), *parse_address(address))
-    click.echo(f"the report of {runs_dir} is at {server.url}; Ctrl-C ends it")
-    serve(server)
-
-
 @click.command()
-@runs_option
+@options.runs
 def runs(runs_dir: Path) -> None:
     """List runs, newest first, with their state and result."""
-    require_directory(runs_dir)
+    options.require_directory(runs_dir)
     from rich.console import Console
 
     from app.report.run_list import list_rows, print_runs

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import require_directory, runs_option
+from app.commands import options
 from jobs.errors import RunStateError
 
 
 @click.command()
 @click.argument("names", metavar="[CAMPAIGN]...", nargs=-1)
-@runs_option
+@options.runs
 @click.option("--collect", is_flag=True, help="First take what is to be kept of them from the runs directory.")
-@click.option("--results-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/results"),
+@click.option("--results-dir", type=options.Directory(), default=Path("docs/results"),
               show_default=True, help="Where it is kept.")  # fmt: skip
 def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: Path) -> None:
     """Rebuild the tables and plots of docs/results. Of each CAMPAIGN that it keeps; without one, of all.
@@ -27,7 +27,7 @@ def results(names: tuple[str, ...], runs_dir: Path, collect: bool, results_dir: 
     from app.report.render import print_page
 
     if collect:
-        require_directory(runs_dir)
+        options.require_directory(runs_dir)
         for name in names or collectable(runs_dir):
             click.echo(f"kept in {collect_campaign(runs_dir, name, results_dir)}")
     if not (chosen := names or kept(results_dir)):

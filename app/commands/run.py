@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.options import profile_option, runs_option, set_option
+from app.commands import options
 from app.runtime.artifact_store import store_of
 from app.runtime.nodes import ONE_NODE, Nodes, nodes_of
 from app.runtime.ranks import launched, require_gpus
@@ -19,23 +19,16 @@ from jobs.config.load import resolve, stage_names
 from jobs.errors import ConfigError
 from jobs.runs.rundir import RunDir
 
-limit_option = click.option(
-    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
-)
-seed_option = click.option(
-    "--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed."
-)
-
 
 @click.command()
 @click.argument("stages", nargs=-1, required=True, metavar="STAGE...")
-@profile_option
-@limit_option
-@set_option(
+@options.profile
+@options.limit
+@options.sets(
     "Override one key of the stage or profile, such as train.max_steps=20; jobs/reference.yaml explains them all."
 )
-@runs_option
-@seed_option
+@options.runs
+@options.seed
 @click.option("--force", is_flag=True, help="Repeat a stage that is complete already.")
 @click.option(
     "--resume", is_flag=True, help="Resume the newest unfinished run that has the same settings, data and weights."
@@ -126,10 +119,10 @@ def _launch(job: Job, words: Sequence[str], nodes: Nodes) -> None:
 @click.command()
 @click.argument("stage", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every stage.")
-@profile_option
-@set_option("Override one key, as for run.")
-@limit_option
-@seed_option
+@options.profile
+@options.sets("Override one key, as for run.")
+@options.limit
+@options.seed
 @click.option("--force", is_flag=True, help="As for run.")
 @click.option("--resume", is_flag=True, help="As for run.")
 @click.option("--continue", "proceed", is_flag=True, help="As for run.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from app.commands.options import FILE, profile_option, runs_option
+from app.commands import options
 from jobs.config.load import resolve
 from jobs.config.schema import NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import CheckpointError, ConfigError
@@ -15,19 +15,18 @@ DEFAULT_MODELS = ("base", "stage3a", "stage3b")  # untrained, the causal control
 
 
 @click.command()
-@profile_option
+@options.profile
 @click.option("--model", "models", multiple=True, metavar="PATH_OR_RUN", help="base, or as for `generate`. Repeatable. Default: "
               "base, and of stage3a and stage3b those that have a complete run.")  # fmt: skip
 @click.option(
     "--mask", "masks", multiple=True, type=click.Choice(NOT_LEAKING), help="Repeatable. Default: causal and prefix."
 )
-@click.option("--prompts", type=FILE, help="YAML as jobs/prompts/samples.yaml, whose prompts are the default.")
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=96, show_default=True, metavar="N",
-              help="Length of an answer at most.")  # fmt: skip
+@click.option("--prompts", type=options.FILE, help="YAML as jobs/prompts/samples.yaml, whose prompts are the default.")
+@options.count("--max-new-tokens", 96, "Length of an answer at most.")
 @click.option("--judge", metavar="URL", help="An OpenAI-compatible endpoint, such as https://host/v1, that judges answers by "
               "pairs in both orders; the key comes from PREFILL_JUDGE_KEY. It is sent prompts and answers.")  # fmt: skip
 @click.option("--judge-model", metavar="NAME", help="The judge's model.")
-@runs_option
+@options.runs
 def samples(profile: str, models: tuple[str, ...], masks: tuple[Mask, ...], prompts: Path | None, max_new_tokens: int,
             judge: str | None, judge_model: str | None, runs_dir: Path) -> None:  # fmt: skip
     """Answer fixed prompts with each model under each mask. Writes samples.html, .txt and .json into the runs directory.

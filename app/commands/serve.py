@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.commands.options import FILE, layers_option, model_option, profile_option, runs_option
+from app.commands import options
 from jobs.config.load import resolve
 from jobs.config.schema import NOT_LEAKING, Mask, mask_by_layer
 from jobs.errors import ConfigError
@@ -27,24 +27,21 @@ _GRACE = 10  # seconds for answers in the making once a signal came
 
 
 @click.command()
-@profile_option
-@model_option
+@options.profile
+@options.model
 @click.option("--mask", type=click.Choice(NOT_LEAKING), help="How prompts are read. Default: as the model was trained; causal "
               "for the profile's own model.")  # fmt: skip
-@layers_option
+@options.layers
 @click.option("--listen", default="8001", show_default=True, metavar="[HOST:]PORT", help="This machine's own address unless "
               "another HOST is named. Port 0: a free one.")  # fmt: skip
-@click.option("--key-file", type=FILE, envvar="PREFILL_SERVE_KEY_FILE", show_envvar=True,
+@click.option("--key-file", type=options.FILE, envvar="PREFILL_SERVE_KEY_FILE", show_envvar=True,
               help="A file with the key that clients must send. Default: none is asked for.")  # fmt: skip
-@click.option("--max-new-tokens", type=click.IntRange(min=1), default=1024, show_default=True, metavar="N",
-              help="The most that a request may ask for.")  # fmt: skip
-@click.option("--waiting", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
-              help="Prompts that may wait; more get status 429.")  # fmt: skip
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), default=300.0, show_default=True, metavar="S",
+@options.count("--max-new-tokens", 1024, "The most that a request may ask for.")
+@options.count("--waiting", 64, "Prompts that may wait; more get status 429.")
+@click.option("--seconds", type=options.Finite(min=0, min_open=True), default=300.0, show_default=True, metavar="S",
               help="That a request may take; a longer one gets status 504.")  # fmt: skip
-@click.option("--batch-tokens", type=click.IntRange(min=1), default=16384, show_default=True, metavar="N",
-              help="Tokens of prompts and answers in a batch, padding included; lower it if memory runs out.")  # fmt: skip
-@runs_option
+@options.batch(16384, "of prompts and answers in ")
+@options.runs
 def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None, listen: str, key_file: Path | None,
           max_new_tokens: int, waiting: int, seconds: float, batch_tokens: int, runs_dir: Path) -> None:  # fmt: skip
     """Answer requests in OpenAI's form, under any mask. Completions, chat, log-probabilities, streams: see docs/serve.md."""
@@ -54,8 +51,7 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     host, port = parse_address(listen, "--listen")
     key = None if key_file is None else _key(key_file)
     if missing := [name for name in ("starlette", "uvicorn") if find_spec(name) is None]:
-        words = " and ".join(missing)
-        fact = f"needs {words}, which are not installed"
+        fact = f"needs {' and '.join(missing)}, which are not installed"
         raise ConfigError("serve", fact, "pip install starlette uvicorn, or make serve")
     import uvicorn
 
@@ -111,7 +107,8 @@ def _key(path: Path) -> str:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket at the address: before the model is loaded, so that a wrong one is reported at once."""
+    """A socket at the address: before the model is loaded, so that a wrong one is reported at once. It does not listen yet:
+    until the model is loaded, clients are refused and need not wait."""
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

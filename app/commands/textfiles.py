@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.config.strict_json import loads
-from jobs.errors import DataError, DiskFull, ModelError
+from jobs.errors import DataError, DiskFull
 from jobs.runs.atomic import replacing
 
 if TYPE_CHECKING:  # so that a mistake in a file is reported before torch is imported
@@ -115,11 +114,11 @@ def write_scored(path: Path, pairs: Sequence[Row], scored: Sequence[Scored], bou
     A row in which a token spans context and continuation also gets `boundary`: inside or apart (app/scoring/encode.py).
 
     Raises:
-        ModelError: a log-likelihood that is not a number, which JSON cannot hold. DataError, DiskFull: `path`.
+        ModelError: a log-likelihood that is not a number. DataError, DiskFull: `path`.
     """
-    for (where, _), result in zip(pairs, scored, strict=True):
-        if not math.isfinite(result.logprob):
-            raise ModelError(where, f"its log-likelihood is {result.logprob}", "try --dtype float32, or another model")
+    from app.scoring.loglikelihood import require_finite
+
+    require_finite(scored, (where for where, _ in pairs))
     try:
         with replacing(path.resolve()) as file:
             file.writelines(_line(*one) for one in zip((row for _, row in pairs), scored, boundaries, strict=True))
@@ -135,8 +134,5 @@ def _line(row: dict[str, Any], result: Scored, boundary: str) -> str:
     if boundary != "clean":
         scores["boundary"] = boundary
     text = json.dumps({**row, **scores}, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair in another key: it can be kept only as an escape
-        text = json.dumps({**row, **scores})
-    return text + "\n"
+    # Half a surrogate pair in another key can be kept only as an escape, which is JSON's own.
+    return text.encode(errors="backslashreplace").decode() + "\n"

@@ -1,31 +1,38 @@
 """Token ids kept by content, so that a process need not compute again what another one has: front door `kept`.
 
-A file's name is a digest of all that its arrays depend on; who names it answers for that. A file appears whole, under its final
-name, or not at all; one that is damaged, or that has another one's content, is made again, and a cache that cannot be written
-is not used. Beyond MOST bytes, the files unused for longest are removed.
+A file's name is a digest of all that its arrays depend on, the source of what makes them included (`sources_of`); who names it
+answers for that. A file appears whole, under its final name, or not at all; one that is damaged, or that has another one's
+content, is made again, and a cache that cannot be written is not used. Beyond MOST bytes, the files unused for longest are
+removed.
 """
 
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import tokenizers
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from app.embedded.cache import cache_dir
+from jobs.runs.atomic import replaced
 
 log = logging.getLogger(__name__)
 MOST = 512 << 20  # bytes of all files; the 14,016 items of the five tasks take 15 MB, the embedded training set 9
 _DIGEST = "xxh3_128"
+_ROOT = Path(__file__).parents[2]
+_IMPORT = re.compile(r"^ *(?:from|import) ((?:app|jobs)\b[\w.]*)(?: import (\([^)]*\)|.*))?", re.MULTILINE)
+VERSIONS = " ".join([sys.version, *map(version, ("tokenizers", "transformers", "jinja2", "datasets", "pyarrow"))])
 Arrays = dict[str, np.ndarray]
 T = TypeVar("T")
 
@@ -35,13 +42,31 @@ def directory() -> Path:
     return cache_dir() / "tokens"
 
 
+def sources_of(module: str, root: Path = _ROOT) -> dict[str, bytes]:
+    """The source of a module of this program, and of all of this program's that it imports, at its top or inside a function.
+
+    Call it when the module is imported: a file may change while the process goes on with what it has read. By a pattern, since
+    parsing 34 files takes 0.2 s; a test compares.
+    """
+    found: dict[str, bytes] = {}
+    ahead = [module]
+    while ahead:
+        name = ahead.pop()
+        path = root.joinpath(*name.split(".")).with_suffix(".py")
+        if name not in found and path.is_file():
+            found[name] = path.read_bytes()
+            for place, names in _IMPORT.findall(found[name].decode()):
+                ahead += [place, *(f"{place}.{one}" for one in re.findall(r"\w+", names))]
+    return dict(sorted(found.items()))
+
+
 def definition_of(tokenizer: Any) -> str | None:
     """All of a tokenizer that decides the ids of a text; None for one that is written in Python."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return None
-    own = [tokenizers.__version__, type(tokenizer).__name__, tokenizer.special_tokens_map,
-           getattr(tokenizer, "split_special_tokens", None)]  # fmt: skip
+    rule = getattr(tokenizer, "split_special_tokens", None)
+    own = [VERSIONS, type(tokenizer).__name__, tokenizer.special_tokens_map, rule]
     return json.dumps(own, sort_keys=True, default=str) + str(backend.to_str())
 
 
@@ -83,12 +108,8 @@ def kept(path: Path, make: Callable[[], T], pack: Callable[[T], Arrays | None], 
 
 def _write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(save(arrays, {_DIGEST: _digest(path, arrays)}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path, durable=False, mode="wb") as file:
+        file.write(save(arrays, {_DIGEST: _digest(path, arrays)}))
 
 
 def _read(path: Path) -> Arrays:
@@ -129,13 +150,13 @@ def numbers(values: Iterable[int]) -> np.ndarray:
     return np.fromiter(values, dtype=np.int32)
 
 
-def flat(ids: Iterable[tuple[int, ...]]) -> np.ndarray:
-    return numbers(chain.from_iterable(ids))
+def joined(ids: Sequence[tuple[int, ...]]) -> Arrays:
+    return {"ids": numbers(chain.from_iterable(ids)), "sizes": numbers(map(len, ids))}
 
 
-def cut(flat: np.ndarray, sizes: np.ndarray) -> list[tuple[int, ...]]:
-    """What `flat` joined, `sizes` numbers each. Raises ValueError for sizes that are not those of `flat`."""
-    ids, ends = flat.tolist(), list(accumulate(sizes.tolist()))
+def parted(arrays: Arrays) -> list[tuple[int, ...]]:
+    """What `joined` was given. Raises ValueError for sizes of other numbers."""
+    ids, ends = arrays["ids"].tolist(), list(accumulate(arrays["sizes"].tolist()))
     if len(ids) != (ends or [0])[-1]:
         raise ValueError("sizes of other numbers")
     return [tuple(ids[start:end]) for start, end in zip([0, *ends], ends, strict=False)]

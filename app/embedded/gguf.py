@@ -27,12 +27,13 @@ def convert(file: Path, directory: Path) -> None:
     """
     notice(f"dequantising {file.name} to fp32, once: about half a minute")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     auto: Any = AutoModelForCausalLM  # whose annotation leaves out the second value
-    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, **_dense_weights()}
+    dense = GgufConfig(dequantize=True)  # else blocks may stay packed when a kernel is at hand
+    options: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True, "quantization_config": dense}
     try:
         quantised, info = auto.from_pretrained(file.parent, gguf_file=file.name, **options)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -73,12 +74,3 @@ def _clean_tokenizer(tokenizer: Any, config: Any) -> Any:
             for name, id in ids.items()
         },
     )
-
-
-def _dense_weights() -> dict[str, object]:
-    """Newer transformers may keep GGUF blocks packed when a kernel is at hand; ask for plain tensors."""
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # before 5.2x: always dense
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}

@@ -30,16 +30,14 @@ class Wheel:
 
 def verified_wheel(directory: Path, wheel: Wheel) -> Path:
     """The wheel's verified path: from $PREFILL_WHEELS, from the cache, or downloaded into the cache."""
-    given = os.environ.get("PREFILL_WHEELS")
-    if given:
-        if not Path(given).is_dir():
-            remedy = f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that"
-            raise DataError(f"PREFILL_WHEELS={given}", "no such directory", remedy)
-        if (Path(given) / wheel.file).is_file():
-            return check_wheel(Path(given) / wheel.file, wheel)
     path = directory / wheel.file
-    if path.is_file():
-        return check_wheel(path, wheel)
+    given = Path(os.environ.get("PREFILL_WHEELS") or directory)
+    if given != directory and not given.is_dir():
+        remedy = f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that"
+        raise DataError(f"PREFILL_WHEELS={given}", "no such directory", remedy)
+    for there in (given / wheel.file, path):
+        if there.is_file():
+            return check_wheel(there, wheel)
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(".download.*"):  # of a killed process: the caller holds the cache's lock
         shutil.rmtree(left_over, ignore_errors=True)

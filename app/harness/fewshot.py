@@ -6,11 +6,13 @@ answer. Here an example is left out wherever it reads as the scored item does, w
 example the harness's own draw stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from lm_eval.api import task as harness
 from lm_eval.api.samplers import FirstNSampler
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.caching import cache
 
 from jobs.errors import DataError
 
@@ -96,6 +98,12 @@ def _context(task: Any, doc: Doc, num_fewshot: int, *args: Any, **options: Any) 
 def leave_scored_item_out() -> None:
     """Put `OthersOnly` in front of every task's sampler, in this process.
 
-    In the class, because lm_eval's own command line builds its tasks itself.
+    In the class, because lm_eval's own command line builds its tasks itself. Its cache of built requests gets names of our own: a
+    prompt that the harness built for another model may show the scored item.
     """
     ConfigurableTask.fewshot_context = _context
+    harness.load_from_cache, harness.save_to_cache = map(_named_apart, (cache.load_from_cache, cache.save_to_cache))
+
+
+def _named_apart(call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda file_name, **given: call(file_name=f"{file_name}-without_scored_item", **given)

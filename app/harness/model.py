@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.attention import selfcheck
+from app.data.array_cache import definition_of
 from app.harness.response_cache import claim, fingerprint
 from app.model.load import Loaded, find_checkpoint, load
 from app.runtime.progress import token_bar
@@ -29,7 +30,7 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     from app.harness.fewshot import leave_scored_item_out
-    from app.harness.generate import Answers
+    from app.harness.generate import greedy_answers
 except ModuleNotFoundError as error:
     raise ConfigError("app.harness.model", f"lm-evaluation-harness is not whole: no module {error.name}",
                       "make setup, or pip install lm_eval==0.4.13") from error  # fmt: skip
@@ -148,7 +149,7 @@ class PrefillLM(TemplateLM):
         if cache_hook.dbdict is not None:
             claim(cache_hook.dbdict, {
                 "mask": self.mask, "weights": fingerprint(self.loaded.model), "dtype": self.loaded.dtype,
-                "arithmetic": score.ARITHMETIC, "tokenizer": self.tokenizer_name,
+                "arithmetic": score.ARITHMETIC, "tokenizer": definition_of(self.tokenizer) or self.tokenizer_name,
                 "max_length": self.max_length, "max_gen_toks": self.max_gen_toks,
             })  # fmt: skip
         super().set_cache_hook(cache_hook)
@@ -179,6 +180,7 @@ class PrefillLM(TemplateLM):
             scored = score.loglikelihood(
                 self.loaded, fitting, self.mask, batch_tokens=self.batch_tokens, progress=show, count=self.run
             )
+        score.require_finite(scored, (f"request {number}" for number in range(1, len(requests) + 1)))
         return [(one.logprob, one.greedy) for one in scored]
 
     def _fit(self, request: Request) -> Request:
@@ -218,7 +220,7 @@ class PrefillLM(TemplateLM):
             raise ConfigError(f"mask {self.mask}", "cannot generate: an answer token would have to see those after it",
                               "use mask=prefix or mask=causal")  # fmt: skip
         texts = [""] * len(requests)
-        for index, text in Answers(self).to([request.args for request in requests]):
+        for index, text in greedy_answers(self, [request.args for request in requests]):
             texts[index] = text
             self.cache_hook.add_partial("generate_until", requests[index].args, text)
         return texts

@@ -1,8 +1,12 @@
 """Whose answers a response cache of lm-evaluation-harness (`--use_cache`) holds; the file itself does not record it."""
 
 import hashlib
+import json
 from collections.abc import MutableMapping
+from itertools import chain
 from typing import Any
+
+import torch
 
 from jobs.errors import ConfigError
 
@@ -28,9 +32,11 @@ def claim(cache: MutableMapping[str, Any], identity: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Any) -> str:
-    """sha256 of some numbers out of every weight: a retrained checkpoint under an old name gets another one."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        some = weight.detach().reshape(-1)[:: max(1, weight.numel() // 64)]
-        digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    """sha256 of all weights and of the configuration: a checkpoint retrained or edited under an old name gets another one."""
+    settings = [{key: value for key, value in one.to_dict().items() if key != "_name_or_path"}
+                for one in (model.config, model.generation_config)]  # fmt: skip
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, weight in chain(model.named_parameters(), model.named_buffers()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

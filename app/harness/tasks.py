@@ -22,7 +22,7 @@ from app.data.tasks import TASKS
 from app.embedded.cache import fetch_datasets
 from jobs.config.schema import LEAKING, Mask
 from jobs.errors import ConfigError, DataError, UserError
-from jobs.runs.atomic import replacing
+from jobs.runs.atomic import write_text_atomically
 
 log = logging.getLogger(__name__)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -159,8 +159,5 @@ def tables(results: dict[str, Any]) -> str:
 
 def write(path: Path, results: dict[str, Any]) -> None:
     """All of it as JSON, whole or not at all."""
-    try:
-        with replacing(path.resolve()) as file:
-            file.write(json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise DataError(path, f"cannot be written: {error.strerror}", "name a file elsewhere") from error
+    text = json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False) + "\n"
+    write_text_atomically(path.resolve(), text, remedy="name a file elsewhere")

@@ -44,21 +44,14 @@ def write_card(*, repo: str, tag: str, job: Mapping[str, Any], metrics: Mapping[
 
 
 def _results(entry: Mapping[str, Any]) -> list[EvalResult]:
-    def result(
-        dataset: str, name: str, metric: str, value: float, items: int, bounds: list[float] | None
-    ) -> EvalResult:
-        return EvalResult(
-            task_type="multiple-choice", dataset_type=dataset, dataset_name=name, metric_type="accuracy", metric_value=value,
-            metric_name=f"{metric} under mask {entry['mask']}",
-            metric_args={"mask": entry["mask"], "items": items, "ci95": bounds},
-        )  # fmt: skip
-
-    tasks, macro = entry["tasks"], entry["macro"]
+    mask, tasks, macro = entry["mask"], entry["tasks"], entry["macro"]
     items = sum(one["items"] for one in tasks.values())
-    found = [result("macro", ", ".join(tasks), "macro accuracy", macro["value"], items, macro["ci95"])]
-    for name, one in tasks.items():
-        found.append(result(name, name, one["metric"], one["headline"], one["items"], _interval(one)))
-    return found
+    rows = [("macro", ", ".join(tasks), "macro accuracy", macro["value"], items, macro["ci95"])]
+    rows += [(name, name, one["metric"], one["headline"], one["items"], _interval(one)) for name, one in tasks.items()]
+    return [EvalResult(task_type="multiple-choice", dataset_type=dataset, dataset_name=name, metric_type="accuracy",
+                       metric_value=value, metric_name=f"{metric} under mask {mask}",
+                       metric_args={"mask": mask, "items": number, "ci95": bounds})
+            for dataset, name, metric, value, number, bounds in rows]  # fmt: skip
 
 
 def _interval(task: Mapping[str, Any]) -> list[float] | None:

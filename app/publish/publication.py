@@ -6,7 +6,7 @@ sent again, so an upload that was cut off is resumed by the same command.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from app.publish.card import write_card
 from app.publish.licences import Ask, base_model, training_data
+from jobs.config.terms import OF_EMBEDDED
 from jobs.errors import CheckpointError, ConfigError, RunStateError, UserError
 from jobs.runs.atomic import files_below, read_json
 from jobs.runs.rundir import RunDir, latest_complete, list_runs
@@ -31,6 +32,8 @@ _OF_RUN = (
     "train_log.jsonl",
     "eval_log.jsonl",
 )
+# Texts that may name files of this machine; a tokenizer's vocabulary stays as it is.
+_TEXTS = re.compile(r"(adapter_|generation_|tokenizer_)?config\.json|README\.md|run/.*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -107,7 +110,37 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
                       own_generate="custom_generate/generate.py" in files)  # fmt: skip
     files["README.md"] = card.encode()
     files |= {f"run/{name}": run.path / name for name in _OF_RUN if (run.path / name).is_file()}
-    return Publication(repo, tag, files)
+    model = job["profile"]["model"]
+    if model["source"] == "embedded" and (under := OF_EMBEDDED.get(model["name"])):
+        notice = f"{repo} is made from {model['name']}, which is provided under and subject to {under.text}\n"
+        files["NOTICE"] = notice.encode()
+    places = dict(sorted(_places(job), reverse=True)) | {str(Path.home()): "~"}
+    return Publication(repo, tag, {name: _without(places, file) if _TEXTS.fullmatch(name) else file
+                                   for name, file in files.items()})  # fmt: skip
+
+
+def _places(record: Any, key: str = "", around: Any = None) -> Iterator[tuple[str, str]]:
+    """Files and stores that a job's record names, and what stands for each in a repository: its last part."""
+    if isinstance(record, Mapping):
+        for name, value in record.items():
+            yield from _places(value, name, record)
+    elif isinstance(record, list):
+        for value in record:
+            yield from _places(value)
+    elif isinstance(record, str) and (
+        key in ("path", "artifacts") or (key == "name" and around.get("source") in ("path", "gguf"))
+    ):
+        path = Path(record)
+        yield from ((text, path.name) for text in {record, str(path.expanduser()), str(path.expanduser().resolve())})
+
+
+def _without(places: Mapping[str, str], file: Path | bytes) -> Path | bytes:
+    """`file`; its text where that names one of `places`."""
+    content = file if isinstance(file, bytes) else file.read_bytes()
+    found = content.decode()
+    for place, instead in places.items():
+        found = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w-])", instead.replace("\\", r"\\"), found)
+    return file if found.encode() == content else found.encode()
 
 
 def _adapter_alone(run: RunDir, files: Mapping[str, Path | bytes], job: Mapping[str, Any]) -> dict[str, Path | bytes]:
@@ -148,10 +181,13 @@ class Hub:
         """One commit on the main branch, and its tag; returns the address.
 
         Raises:
-            UserError: the repository holds something else, the hub refuses, or does not answer.
+            UserError: the repository holds something else, or is public against `private`, the hub refuses, or does not answer.
         """
         try:
-            there = self._there(what.repo)
+            there, public = self._there(what.repo)
+            if private and public:
+                fact = "exists and is public, and --private makes no repository private that exists"
+                raise ConfigError(f"--to {what.repo}", fact, "name another one, or make it private on the hub")
             if there and RECORD not in there:
                 fact = f"exists and holds something else, such as {there[0]}"
                 raise ConfigError(f"--to {what.repo}", fact, "name another one")
@@ -170,9 +206,12 @@ class Hub:
                               "the same command goes on where it stopped") from None  # fmt: skip
         return f"{self._api.endpoint}/{what.repo}/tree/{what.tag}"
 
-    def _there(self, repo: str) -> list[str]:
+    def _there(self, repo: str) -> tuple[list[str], bool]:
+        """The files of a repository, and whether everybody may read them."""
         try:
-            files = self._api.model_info(repo, timeout=30).siblings or []
+            found = self._api.model_info(repo, timeout=30)
         except RepositoryNotFoundError:
-            return []
-        return sorted(file.rfilename for file in files if file.rfilename != ".gitattributes")
+            return [], False
+        return sorted(
+            file.rfilename for file in found.siblings or [] if file.rfilename != ".gitattributes"
+        ), not found.private

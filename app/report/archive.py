@@ -31,7 +31,7 @@ from app.report.runs import load_run
 from jobs.config import strict_yaml
 from jobs.config.campaign import campaign_names
 from jobs.errors import DataError, RunStateError, make_command
-from jobs.runs.atomic import encode, read_json, read_jsonl, write_text_atomically
+from jobs.runs.atomic import encode, io_errors_reported, make_directory, read_json, read_jsonl, write_text_atomically
 from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir
 
@@ -65,8 +65,9 @@ def collect(runs_dir: Path, name: str, results_dir: Path) -> Path:
     for run in runs:
         files |= {f"{run.id}/{file}": text for file, text in _files_of(run).items()}
     directory = results_dir / name
-    directory.mkdir(parents=True, exist_ok=True)
-    _write_archive(directory / _RUNS, files)
+    make_directory(directory, "choose another --results-dir")
+    with io_errors_reported(directory, "choose another --results-dir"):
+        _write_archive(directory / _RUNS, files)
     write_text_atomically(directory / _CAMPAIGN, strict_yaml.dump(ledger.get("settings") or {}))
     if (runs_dir / _SAMPLES).is_file():
         write_text_atomically(directory / _SAMPLES, (runs_dir / _SAMPLES).read_text(encoding="utf-8"))
@@ -98,7 +99,7 @@ def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = No
                 write_text_atomically(written[-1], report.to_markdown())
                 if pages_dir is not None:
                     written.append(pages_dir / name / f"{profile}.html")
-                    written[-1].parent.mkdir(parents=True, exist_ok=True)
+                    make_directory(written[-1].parent)
                     write_text_atomically(written[-1], report.to_html())
     tables = [(part.campaign, part.study.profile) for part in parts]
     links = [(f"All tables of {name}, {profile}", f"{name}/{profile}.md") for name, profile in tables]

@@ -109,9 +109,9 @@ class Chart:
 
 
 def rows_chart(names: Sequence[str], x: tuple[float, float], height: float, *, right: float, top: float) -> Chart:
-    """A chart with a row of `height` pixels for each name; a long name takes two lines, split after its colon or before its
-    bracket."""
-    lines = [re.split(r"(?<=:) | (?=\()", name, maxsplit=1) if len(name) >= 20 else [name] for name in names]
+    """A chart with a row of `height` pixels or more for each name; a long one is split after its colon and before its bracket."""
+    lines = [re.split(r"(?<=:) | (?=\((?!leaks))", name) if len(name) >= 20 else [name] for name in names]
+    height = max(height, 4.0 + LINE * max(map(len, lines)))
     left = 14 + _LETTER * max(len(line) for of_row in lines for line in of_row)
     chart = Chart(x, (-0.5, len(names) - 0.5), height * len(names), left, right, top)
     for y, of_row in enumerate(lines):

@@ -101,18 +101,12 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
     """
     for other in evaluations[1:]:
         first = evaluations[0]
-        where = f"{first.run_id} against {other.run_id}"
-        pair = f"{first.label} in {first.run_id}, {other.label} in {other.run_id}"
-        if first.format != other.format:
-            raise DataError(
-                where,
-                f"scored in different formats, {first.format} and {other.format} ({pair})",
-                "their accuracies are not the same quantity; score both with one suite, order, shots and score.format",
-            )
-        differences = _item_differences(first, other)
-        if differences:
-            fact = f"scored on different items: {'; '.join(differences)} ({pair})"
-            raise DataError(where, fact, remedy or "score both with the same LIMIT and data")
+        if fact := what_differs(first, other):
+            pair = f"{first.label} in {first.run_id}, {other.label} in {other.run_id}"
+            if first.format != other.format:
+                remedy = "their accuracies are not the same quantity; score both with one suite, order, shots and score.format"
+            where = f"{first.run_id} against {other.run_id}"
+            raise DataError(where, f"{fact} ({pair})", remedy or "score both with the same LIMIT and data")
 
 
 def share_items(a: Run, b: Run) -> bool:
@@ -122,20 +116,15 @@ def share_items(a: Run, b: Run) -> bool:
 
 
 def what_differs(first: Evaluation, other: Evaluation) -> str:
-    """The difference between the items of two evaluations, in words."""
+    """The difference between the items of two evaluations in words, each one once with its tasks; empty where there is none."""
     if first.format != other.format:
-        return f"scored in another format, {other.format} in place of {first.format}"
-    return f"scored on different items: {'; '.join(_item_differences(first, other))}"
-
-
-def _item_differences(first: Evaluation, other: Evaluation) -> list[str]:
-    """Each difference once, with its tasks."""
+        return f"scored in different formats, {first.format} and {other.format}"
     tasks: dict[str, list[str]] = {}
     for task in sorted(set(first.keys) | set(other.keys)):
-        fact = _item_difference(first, other, task)
-        if fact:
+        if fact := _item_difference(first, other, task):
             tasks.setdefault(fact, []).append(task)
-    return [f"{', '.join(names)}: {fact}" for fact, names in tasks.items()]
+    facts = "; ".join(f"{', '.join(names)}: {fact}" for fact, names in tasks.items())
+    return f"scored on different items: {facts}" if facts else ""
 
 
 def _item_difference(first: Evaluation, other: Evaluation, task: str) -> str:
@@ -169,12 +158,15 @@ def compare(
 ) -> Comparison:
     """The paired statistics of two evaluations.
 
-    seeds: {training seed: the two evaluations of that seed}, where there are several; `first` and `second` are among them.
+    seeds: {training seed: the two evaluations of that seed}. Of one seed alone these are compared, as while a campaign runs the
+        newest of both may be of different seeds.
 
     Raises:
         DataError: they were scored on different items or in different formats.
     """
     pairs = list(seeds.values()) or [(first, second)]
+    if len(pairs) == 1:
+        seeds, (first, second) = {}, pairs[0]
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tasks = sorted(first.correct)
     tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
@@ -200,12 +192,13 @@ def compare(
 
 
 def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Difference | None:
-    """The difference in gold NLL; None unless all have it, for answers of the same tokens."""
+    """The difference in gold NLL; None unless all have it, for answers of the same tokens, and for too few items."""
     tokens = firsts[0].tokens
     if not all(e.tokens and all(np.array_equal(e.tokens[t], tokens[t]) for t in tokens) for e in (*firsts, *seconds)):
         return None
     nlls = [[e.nll for e in side] for side in (firsts, seconds)]
-    return difference(*nlls, sizes=tokens, samples=NLL_RESAMPLES, seed=SEED)
+    found = difference(*nlls, sizes=tokens, samples=NLL_RESAMPLES, seed=SEED)
+    return found if found.total.defined else None
 
 
 def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
@@ -214,7 +207,8 @@ def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
     if len(seeds) < 2:
         return e.macro
     nothing = {task: np.zeros(len(right)) for task, right in e.correct.items()}
-    return difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
+    found = difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
+    return replace(found, lo=max(0.0, found.lo))
 
 
 def paired(first: Evaluation, second: Evaluation) -> Paired:

@@ -1,7 +1,9 @@
 """How the report writes numbers, differences, times and names of tasks."""
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from app.stats.bootstrap import Interval
@@ -25,7 +27,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def size(value: float | None, digits: int = 3) -> str:
-    """As `number`, of what is never negative: what would be written as 0 without being it keeps its first digit."""
+    """As `number`, of what is never negative: what would be written as 0 without being it keeps its first digit. `none` of an
+    infinite one."""
+    if value == math.inf:
+        return "none"
     return f"{value:.1g}" if value and not round(value, digits) else number(value or None, digits)
 
 
@@ -83,12 +88,10 @@ def count(value: Any) -> str:
 
 def numbers(values: Iterable[int]) -> str:
     """`0, 1, 2`; four or more in a row as `100 to 119`."""
-    found: list[list[int]] = []
-    for value in sorted(values):
-        if found and value == found[-1][-1] + 1:
-            found[-1].append(value)
-        else:
-            found.append([value])
+    groups = groupby(
+        enumerate(sorted(values)), lambda at: at[1] - at[0]
+    )  # of numbers in a row: the same difference to their places
+    found = [[value for _, value in group] for _, group in groups]
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in found)
 
 

@@ -4,13 +4,14 @@ Every difference is one campaign's own: the items of two campaigns are never put
 that were declared before anything ran; of two campaigns that declared the same one, that with more seeds counts.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from app.report import joint_tables as tables
 from app.report import run_tables
 from app.report.chart import Plot
-from app.report.format import duration, points, size
+from app.report.format import duration, points, signed, size
 from app.report.joint_tables import OWN, Line, Part
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
@@ -67,7 +68,7 @@ def headline(declared: Sequence[Line], leading: Sequence[Line]) -> str:
     verbs = {"better": "it helps", "worse": "it hurts"}
     clear = " and ".join(f"{verbs[key]} on {_listed(found[key], _change, declared)}" for key in verbs if key in found)
     if turned := [f"{verbs[one.finding.direction]} on {_name(one, declared)}{_ORDERS.get(one.setting.order, '')} ({_change(one)})"
-                  for one in leading if _turned(one, declared)]:  # fmt: skip
+                  for one in _turned(found.get("better", []), leading) + _turned(found.get("worse", []), leading)]:  # fmt: skip
         clear += f"; looked at afterwards, {' and '.join(turned)}"
     rest = []
     if "level" in found:
@@ -79,39 +80,52 @@ def headline(declared: Sequence[Line], leading: Sequence[Line]) -> str:
         text = not_enough(one.comparison)
         beside = one.finding.text.removeprefix(text)
         short = text.removesuffix(": no number of items would do")
+        after = [f"with the {_ORDERS.get(other.setting.order, '')[2:]} {verbs[other.finding.direction]} ({_change(other)})"
+                 for other in _turned([one], leading)]  # fmt: skip
         rest.append(f"{short[0].lower()}{short[1:]} on {_name(one, declared)}{beside}")
+        if after:
+            rest[-1] += f", though {' and '.join(after)}, looked at afterwards"
     sentences = [clear, "; ".join(rest)]
     if not declared:
         sentences = ["no campaign has both models of the comparison that it declared yet, so nothing can be said"]
     return " ".join(_sentence(text) for text in sentences if text)
 
 
-def _turned(one: Line, declared: Sequence[Line]) -> bool:
-    """Whether this order of the tasks clearly goes the other way, for one model, than the one that was declared."""
-    place = (one.part.study.profile, one.setting.suite)
-    ways = [other.finding.direction for other in declared if (other.part.study.profile, other.setting.suite) == place]
-    return not one.declared and {one.finding.direction, *ways} == {"better", "worse"}
+def _turned(declared: Sequence[Line], leading: Sequence[Line]) -> list[Line]:
+    """The other orders of the same tasks and model that clearly go another way than the declared one, or where it is unclear."""
+    places = {(one.part.study.profile, one.setting.suite): one.finding.direction for one in declared}
+    others = [(one, places.get((one.part.study.profile, one.setting.suite))) for one in leading if not one.declared]
+    return [one for one, way in others if way and one.finding.direction in {"better", "worse"} - {way}]
 
 
 def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Sequence[Line]) -> str:
-    """`generated look-ups (13.9 points more accurate)`; models that all end alike on a suite stand together."""
+    """`generated look-ups (13.9 points more accurate)`; models that all end alike on a suite stand together, as do the suites
+    of one model."""
     by_suite: dict[str, list[Line]] = {}
     for one in lines:
         by_suite.setdefault(_suite(one), []).append(one)
-    texts = []
+    texts, by_model = [], dict[str, list[Line]]()
     for suite, of_suite in by_suite.items():
         if {one.part.model for one in of_suite} == {one.part.model for one in declared}:
             texts.append(f"{suite} ({_joined([value(one) for one in of_suite])})")
         else:
-            texts += [f"{_name(one, declared)} ({value(one)})" for one in of_suite]
+            for one in of_suite:
+                by_model.setdefault(one.part.short_model, []).append(one)
+    for model, of_model in by_model.items():
+        suites = " and ".join(map(_suite, of_model))
+        texts.append(f"{suites} with {model} ({_joined([value(one) for one in of_model])})")
     return " and ".join(texts)
 
 
 def _joined(changes: Sequence[str]) -> str:
-    """`13.9 and 53.5 points more accurate`, but `surer of the right answers` once."""
-    numbers, _, units = zip(*(change.partition(" ") for change in changes), strict=True)
-    shared = len(set(units)) == 1 and all(number[0].isdigit() for number in numbers)
-    return f"{' and '.join(numbers)} {units[0]}" if shared else " and ".join(dict.fromkeys(changes))
+    """`13.9 and 53.5 points more accurate`, but what is the same `less than` or without a number once."""
+    found = [re.fullmatch(r"(\D*)([\d.]+)( .*)", change) for change in changes]
+    parts = [one.groups() for one in found if one]
+    before, _, unit = parts[0] if parts else ("", "", "")
+    if len(parts) < len(changes) or {(before, unit)} != {(one, other) for one, _, other in parts}:
+        return " and ".join(dict.fromkeys(changes))
+    numbers = [number for _, number, _ in parts]
+    return before + " and ".join(dict.fromkeys(numbers) if before else numbers) + unit
 
 
 def _suite(one: Line) -> str:
@@ -123,7 +137,7 @@ def _suite(one: Line) -> str:
 def _name(one: Line, among: Sequence[Line]) -> str:
     """The tasks, with the model where there are several."""
     several = len({other.part.model for other in among}) > 1
-    return f"{_suite(one)} with {one.part.model.removesuffix('-Instruct')}" if several else _suite(one)
+    return f"{_suite(one)} with {one.part.short_model}" if several else _suite(one)
 
 
 def _change(one: Line) -> str:
@@ -145,7 +159,7 @@ def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line
     """The first screen beside the answer: how sure it is, what the rival gives, and what it cost."""
     found = [("How sure", _sure(declared))] if declared else []
     if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
-        found.append(("The control with its prompt written twice", _sentence("; ".join(rivals))))
+        found.append(("The control with its prompt written twice, against once", _sentence("; ".join(rivals))))
     spending = tables.spent_once(parts)
     if runs := sum(part.study.spent.runs for part in spending):
         seconds, dollars = sum(part.study.spent.seconds for part in spending), sum(part.dollars for part in spending)
@@ -166,11 +180,18 @@ def _sure(declared: Sequence[Line]) -> str:
     models = list(dict.fromkeys(one.part.model for one in declared))
     seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
     items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
-    found = f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. The bars are 95 % intervals."
-    least = sorted(filter(None, (smallest_difference(one.comparison.accuracy.variance) for one in declared)))
-    if not least:
-        return found
-    return f"{found} A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
+    found = (
+        f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. Bars are 95 % intervals, filled marks were "
+    )
+    found += "declared before the runs."
+    smallest = [(smallest_difference(one.comparison.accuracy.variance), one) for one in declared]
+    if least := sorted(x for x, _ in smallest if 0 < x <= 1):
+        found += (
+            f" A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
+        )
+    if hidden := [_name(one, declared) for x, one in smallest if x > 1]:
+        found += f" On {' and '.join(hidden)} the seeds differ too much to show any."
+    return found
 
 
 def _range(values: Sequence[str]) -> str:
@@ -187,8 +208,8 @@ def _right(one: Line) -> str:
 
 def _rival(one: Line) -> str:
     c = one.comparison
-    cost = f", at {one.prefill:.1f} times the prefill" if one.prefill else ""
-    return f"{points(c.accuracy.total)}, against the prompt once{cost}"
+    interval, cost = c.accuracy.total, f", {one.prefill:.1f} times the tokens to read" if one.prefill else ""
+    return f"{signed(100 * interval.value, 1)} points ({signed(100 * interval.lo, 1)} to {signed(100 * interval.hi, 1)}{cost})"
 
 
 def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:

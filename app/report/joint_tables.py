@@ -35,6 +35,10 @@ class Part:
         return self.study.base_model
 
     @property
+    def short_model(self) -> str:
+        return self.model.removesuffix("-Instruct")
+
+    @property
     def name(self) -> str:
         return f"{self.campaign}, {self.model}"
 
@@ -136,7 +140,7 @@ def named(lines: Sequence[Line]) -> list[tuple[str, Comparison, bool]]:
     models = {one.part.model for one in lines}
     found = []
     for one in lines:
-        name = f"{one.part.model}: {one.setting}" if len(models) > 1 else str(one.setting)
+        name = f"{one.part.short_model}: {one.setting}" if len(models) > 1 else str(one.setting)
         alike = [other for other in lines if (other.part.model, other.setting) == (one.part.model, one.setting)]
         found.append((f"{name} ({one.part.campaign})" if len(alike) > 1 else name, one.comparison, one.declared))
     return found
@@ -237,20 +241,16 @@ def side_effect(parts: Sequence[Part]) -> Table:
 
 
 def recovery(part: Part) -> Table:
-    table = recovery_of(part.study)
-    return Table(f"{part.model}, {part.study.setting} ({part.campaign})", table.columns, table.rows)
+    return replace(recovery_of(part.study), title=f"{part.model}, {part.study.setting} ({part.campaign})")
 
 
 def spent_once(parts: Sequence[Part]) -> list[Part]:
     """The parts, where what a run took that belongs to several of them is spent by the first alone."""
-    found: list[Part] = []
-    seen: set[tuple[str, str]] = set()
-    for part in parts:
-        each = part.study.spent.each
-        own = {run: took for run, took in each.items() if run not in seen}
-        seen.update(each)
-        found.append(replace(part, study=replace(part.study, spent=Spent(own))))
-    return found
+    first = {run: n for n, part in reversed(list(enumerate(parts))) for run in part.study.spent.each}
+    own = [
+        {run: took for run, took in part.study.spent.each.items() if first[run] == n} for n, part in enumerate(parts)
+    ]
+    return [replace(part, study=replace(part.study, spent=Spent(each))) for part, each in zip(parts, own, strict=True)]
 
 
 def cost(parts: Sequence[Part]) -> Table:

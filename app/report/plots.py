@@ -54,14 +54,14 @@ def _accuracies(key: str, title: str, rows: Sequence[_AccuracyRow], baseline: Ev
     least, most = min(chance, *(m.lo for m in macros)), max(chance, *(m.hi for m in macros))
     x = least - 0.06 * (most - least), most + 0.03 * (most - least)
     chart = rows_chart([name for name, _, _ in rows], x, 34, right=46, top=LINE + 5)
-    chart.x_axis("macro accuracy, 95 % interval", about=4)
+    chart.x_axis("macro accuracy, 95 % interval")
     chart.line([(chance, chart.y[0]), (chance, chart.y[1])], "muted", 1, "stroke-dasharray: 4 3")
     chart.text(chart.at(chance, 0)[0], LINE / 2, "chance", "muted", "middle")
     if baseline is not None:
         value = baseline.macro.value
         chart.line([(value, chart.y[0]), (value, chart.y[1])], "causal", 0.8, "opacity: 0.5")
     for y, (_, e, macro) in enumerate(rows):
-        _interval(chart, e, macro.value, macro.lo, macro.hi, y)
+        _interval(chart, e, macro, y, _MODELS.get(e.model, "plus"), hollow=_hollow(e))
         chart.text(WIDTH - 40, chart.at(0, y)[1], number(macro.value), "muted" if e.leaks else "ink")
     text = "; ".join(
         f"{name} {number(macro.value)} ({number(macro.lo)} to {number(macro.hi)})" for name, _, macro in rows
@@ -78,7 +78,7 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
     names = [" minus ".join(c.names) for c in shown]
     x, top = (min(bounds) - 1, max(bounds) + 1), below_legend(names)
     chart = rows_chart([*map(task_title, tasks), "Macro"], x, 14 + 9 * len(shown), right=10, top=top)
-    chart.legend([(name, _MODELS.get(c.first.model, "plus"), _colour(c.first), _hollow(c.first))
+    chart.legend([(name, _MODELS.get(c.first.model, "plus"), _look(c.first.mask)[1], _hollow(c.first))
                   for name, c in zip(names, shown, strict=True)])  # fmt: skip
     chart.x_axis("difference in accuracy, points, 95 % interval")
     chart.line([(0, chart.y[0]), (0, chart.y[1])], "muted")
@@ -86,7 +86,9 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
     for k, (c, intervals) in enumerate(zip(shown, series, strict=True)):
         offset = (k - (len(shown) - 1) / 2) * 0.72 / len(shown)
         for y, i in enumerate(intervals):
-            _interval(chart, c.first, 100 * i.value, 100 * i.lo, 100 * i.hi, y + offset)
+            _interval(
+                chart, c.first, i, y + offset, _MODELS.get(c.first.model, "plus"), hollow=_hollow(c.first), scale=100
+            )
     text = "; ".join(f"{name}: macro {points(c.accuracy.total)}" for name, c in zip(names, shown, strict=True))
     return chart.plot("deltas", "Difference per task, on the same items", f"{text}.")
 
@@ -106,8 +108,7 @@ def forest_plot(
     chart.x_axis("difference in accuracy, points, 95 % interval", about=4)
     chart.line([(0, chart.y[0]), (0, chart.y[1])], "muted")
     for y, ((_, c, declared), i) in enumerate(zip(rows, intervals, strict=True)):
-        chart.line([(100 * i.lo, y), (100 * i.hi, y)], _colour(c.first), 2, "opacity: 0.55")
-        chart.mark(100 * i.value, y, "diamond", _colour(c.first), hollow=not declared)
+        _interval(chart, c.first, i, y, "diamond", hollow=not declared, scale=100)
         chart.text(WIDTH - 46, chart.at(0, y)[1], signed(100 * i.value, 1))
     text = "; ".join(f"{name}: {points(c.accuracy.total)}" for name, c, _ in rows)
     return chart.plot(key, title, f"{text}.")
@@ -171,10 +172,8 @@ def _round(value: float) -> str:
 
 def loss_plot(study: Study) -> Plot:
     """Train loss (thin) and eval loss (marked) by optimiser step."""
-    train = [[(r["step"], r["loss"]) for r in run.train_log if r.get("loss") is not None] for run in study.runs]
-    evals = [
-        [(r["step"], r["eval_loss"]) for r in run.eval_log if r.get("eval_loss") is not None] for run in study.runs
-    ]
+    train, evals = ([[(line["step"], line[key]) for line in getattr(run, log) if line.get(key) is not None] for run in study.runs]
+                    for log, key in (("train_log", "loss"), ("eval_log", "eval_loss")))  # fmt: skip
     pairs = [pair for log in (*train, *evals) for pair in log]
     steps, losses = zip(*(pairs or [(0, 0.0)]), strict=True)
     names = [f"{study.place(run)} ({(run.train or {}).get('mask', '')})" for run in study.runs]
@@ -228,14 +227,12 @@ def _look(mask: str) -> tuple[str, str]:
     return _SHAPES.get(name, "circle"), _SOME_LAYERS if layers else _MASKS.get(name, "ink")
 
 
-def _colour(e: Evaluation) -> str:
-    return _look(e.mask)[1]
-
-
 def _hollow(e: Evaluation) -> bool:
     return e.leaks or e.model == "base"
 
 
-def _interval(chart: Chart, e: Evaluation, value: float, lo: float, hi: float, y: float) -> None:
-    chart.line([(lo, y), (hi, y)], _colour(e), 2, "opacity: 0.55")
-    chart.mark(value, y, _MODELS.get(e.model, "plus"), _colour(e), hollow=_hollow(e))
+def _interval(
+    chart: Chart, e: Evaluation, i: Interval, y: float, shape: str, *, hollow: bool, scale: float = 1
+) -> None:
+    chart.line([(scale * i.lo, y), (scale * i.hi, y)], _look(e.mask)[1], 2, "opacity: 0.55")
+    chart.mark(scale * i.value, y, shape, _look(e.mask)[1], hollow=hollow)

@@ -31,7 +31,8 @@ def power_rows(study: Study, points: float) -> list[tuple[str, ...]]:
 
 
 def can_show(variance: Variance, scale: float = 1, digits: int = 3) -> str:
-    """The smallest difference; a dash where no item differs, from which nothing can be estimated."""
+    """The smallest difference; a dash where no item differs, from which nothing can be estimated, and `none` where the
+    seeds differ too much to show any."""
     return size(scale * smallest_difference(variance), digits)
 
 
@@ -52,6 +53,7 @@ def print_power(study: Study, console: Console, points: float) -> None:
     items = study.comparisons[0].accuracy.variance.items
     note = (
         f"{items:,} items. Can show: the smallest true difference whose 95 % interval excludes zero with 80 % probability, in "
-        "points of accuracy and in nats a token. With one seed the spread between seeds is unknown and left out."
+        "points of accuracy and in nats a token; few seeds need a larger one, as their interval is that of Student's t. With one "
+        "seed the spread between seeds is unknown and left out."
     )
     console.print(note, markup=False, highlight=False, style="dim")

@@ -37,8 +37,7 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
         raise RunStateError(str(runs_dir), fact, "run: {}, or one stage: {}".format(*begin))
     chosen = profile_name(profile) if profile else complete[-1][1]
     others = sorted({name for _, name in complete} - {chosen})
-    candidates = [run for run, name in complete if name == chosen]
-    if not candidates:
+    if not (candidates := [run for run, name in complete if name == chosen]):
         fact = f"no completed run of profile {chosen}; there are runs of {', '.join(others)}"
         known = chosen != profile or chosen in profile_names()
         remedy = f"run: {make_command('stage1', profile=profile, runs_dir=runs_dir)}" if known else (
@@ -55,14 +54,10 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
         by_setting, key=lambda s: (not is_about(primary, s), -len({models[run.id] for run in by_setting[s]}))
     )
 
-    @functools.cache
-    def load(run: RunDir) -> Run:
-        return load_run(run, models[run.id])
-
+    load = functools.cache(lambda run: load_run(run, models[run.id]))
     studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
-    summaries = {run.id: run.read_summary() for run in candidates}
-    spent = {(run, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
-             for run, s in summaries.items()}  # fmt: skip
+    spent = {(run.id, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
+             for run in candidates for s in [run.read_summary()]}  # fmt: skip
     return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
                    ledger=ledger)  # fmt: skip
 
@@ -165,7 +160,7 @@ def _on_the_same_items(
 def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], command: str) -> Missing:
     if any(run.stage == stage for run in left_out):
         return Missing(stage, "its runs were scored on other items", command)
-    attempts = [(run.id, run.state()) for run in found if run.stage == stage]  # one of another profile may be complete
-    attempts = [(name, state) for name, state in attempts if state != "complete"]
+    # One of another profile may be complete.
+    attempts = [(run.id, state) for run in found if run.stage == stage and (state := run.state()) != "complete"]
     fact = "last attempt {} is {}".format(*attempts[-1]) if attempts else "not run yet"
     return Missing(stage, fact, command)

@@ -3,6 +3,8 @@
 A report depends only on the runs, not on clock or chance: equal runs give equal bytes.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,22 +19,14 @@ from app.report.profile_runs import study_of_profile
 from app.report.sections import sections
 from app.report.sentences import cautions, details, facts, headline, question
 from app.report.study import Study
-from app.report.tables import Table
+from app.report.tables import Table, TableRow
 from app.report.two_runs import study_of_two
 from jobs.columns import Column, table_lines
 from jobs.errors import runs_setting
 from jobs.runs.atomic import write_text_atomically
 
-_COLUMNS = (  # of the terminal's table
-    Column("Stage"),
-    Column("Model/mask"),
-    Column("Macro", right=True),
-    Column("95 %\ninterval", right=True, drop=1),
-    Column("Retention", right=True, drop=2),
-    Column("Above\nchance", right=True, drop=3),
-)
-
-
+_NAMES = ("Stage", "Model/mask", "Macro", "95 %\ninterval", "Retention", "Above\nchance")  # of the terminal's table
+_STYLES = {"leaks": "dim", "base": "bold"}
 _LEAST = {"First minus second": 29, "Reading": 20}  # columns of print_table that may be cut
 _KEPT = ("First minus second", "Points [95 %]", "Macro accuracy")
 _PRINTED = ("when", "recovery")  # sections whose first table the terminal shows too
@@ -97,17 +91,15 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
 def _print_results_table(study: Study, console: Console) -> None:
     """The results with the interval of the macro accuracy; the written report has the intervals of retention too."""
     full = tables.results(study)
-    cells = []
+    rows = []
     for e, row in zip(study.evaluations, full.rows, strict=True):
         place, _, _, _, _, retention, above = row.cells
         interval = f"{number(e.macro.lo)}\N{EN DASH}{number(e.macro.hi)}" if e.macro.defined else DASH
-        cells.append((place, e.label, number(e.macro.value), interval, _first(retention), _first(above)))
-    console.print(full.title, style="bold", highlight=False)
-    styles = {"leaks": "dim", "base": "bold"}
-    lines = table_lines(_COLUMNS, cells, console.width)
-    kinds = ["", *[""] * (len(lines) - len(cells) - 1), *(row.kind for row in full.rows)]
-    for line, kind in zip(lines, kinds, strict=True):
-        console.print(Text(line, style=styles.get(kind, "")), soft_wrap=True)
+        rows.append(
+            replace(row, cells=(place, e.label, number(e.macro.value), interval, _first(retention), _first(above)))
+        )
+    columns = [Column(name, right=at > 1, drop=max(0, at - 2)) for at, name in enumerate(_NAMES)]
+    _print_rows(full.title, columns, rows, console)
     console.print(full.note.replace("`", ""), markup=False, highlight=False, style="dim")
 
 
@@ -128,9 +120,15 @@ def print_table(table: Table, console: Console) -> None:
         for at, (name, right) in enumerate(zip(table.names, table.right, strict=True))
     ]
     console.print()
-    console.print(table.title, style="bold", highlight=False)
-    for line in table_lines(columns, [row.cells for row in table.rows], console.width):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _print_rows(table.title, columns, table.rows, console)
+
+
+def _print_rows(title: str, columns: Sequence[Column], rows: Sequence[TableRow], console: Console) -> None:
+    console.print(title, style="bold", highlight=False)
+    lines = table_lines(columns, [row.cells for row in rows], console.width)
+    kinds = [*[""] * (len(lines) - len(rows)), *(row.kind for row in rows)]
+    for line, kind in zip(lines, kinds, strict=True):
+        console.print(Text(line, style=_STYLES.get(kind, "")), soft_wrap=True)
 
 
 def _first(cell: str) -> str:

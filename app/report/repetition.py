@@ -45,7 +45,7 @@ def _pair(
         return
     replicates = of_first.trainings.replicates(first), of_second.trainings.replicates(second)
     common = sorted(set(replicates[0]) & set(replicates[1]))
-    seeds = {seed: (_by_id(replicates[0][seed]), _by_id(replicates[1][seed])) for seed in common if len(common) > 1}
+    seeds = {seed: (_by_id(replicates[0][seed]), _by_id(replicates[1][seed])) for seed in common}
     yield compare("repetition", title, _by_id(first), _by_id(second), seeds)
 
 

@@ -15,7 +15,7 @@ from jobs.runs.rundir import RunDir, list_runs
 
 _COLUMNS = (
     Column("Run"),
-    Column("Profile", drop=2),
+    Column("Profile", drop=2, least=12),
     Column("State"),
     Column("Result", right=True),
     Column("Headline", drop=1, least=12),
@@ -25,7 +25,8 @@ _STYLES = {"complete": "green", "running": "cyan", "failed": "red", "interrupted
 
 
 class RunRow(NamedTuple):
-    """One run. `result` is its first macro accuracy or its eval loss; `headline` names it, or is the reason why the run ended."""
+    """One run. `profile`: with seed, suite and order of a complete run where they are not the usual ones. `result` is its first
+    macro accuracy or its eval loss; `headline` names it, or is the reason why the run ended."""
 
     id: str
     profile: str
@@ -37,7 +38,7 @@ class RunRow(NamedTuple):
 
 def list_rows(runs_dir: Path) -> list[RunRow]:
     """All runs under `runs_dir`, newest first; a damaged one is listed as such instead of hiding the rest."""
-    return [_row(run) for run in reversed(list_runs(runs_dir))]
+    return [row_of(run) for run in reversed(list_runs(runs_dir))]
 
 
 def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = None) -> None:
@@ -55,7 +56,7 @@ def print_runs(rows: list[RunRow], console: Console, runs_dir: Path | None = Non
         console.print(line, soft_wrap=True)
 
 
-def _row(run: RunDir) -> RunRow:
+def row_of(run: RunDir) -> RunRow:
     state = run.state()
     summary, metrics, failed, beat = (
         read_json_or_nothing(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
@@ -70,20 +71,35 @@ def _row(run: RunDir) -> RunRow:
         headline = str(beat.get("phase") or "")
         if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
             headline += f" {beat.get('step')} of {beat['total']}"
-    return RunRow(run.id, str(profile), state, result, headline or DASH, moment(str(when or "")))
+    return RunRow(
+        run.id, " ".join([str(profile), *_unusual(metrics)]), state, result, headline or DASH, moment(str(when or ""))
+    )
 
 
 def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
     scored = metrics.get("evaluations")
     leaks = [str(e.get("label")) for e in map(_mapping, scored if isinstance(scored, list) else []) if e.get("leaks")]
-    names, values = [], []
-    for name, value in _mapping(summary.get("headline")).items():
-        names.append(name + " (leaks)" * (name in leaks or name.endswith(LEAKING)))
-        values.append(number(value) if isinstance(value, int | float) else str(value))
-    if not names:
+    texts = {name: number(value) if isinstance(value, int | float) else str(value)
+             for name, value in _mapping(summary.get("headline")).items()}  # fmt: skip
+    found = [(f"{name}{' (leaks)' * (name in leaks or name.endswith(LEAKING))}", text) for name, text in texts.items()]
+    if not found:
         return DASH, ""
-    return values[0], ", ".join([names[0].replace("_", " "), *map(" ".join, zip(names[1:], values[1:], strict=True))])
+    (first, result), *others = found
+    return result, ", ".join([first.replace("_", " "), *map(" ".join, others)])
+
+
+def _unusual(metrics: dict[str, Any]) -> list[str]:
+    """Seed, suite and order, by which the run differs from others of its stage."""
+    scored = metrics.get("evaluations")
+    first = _mapping(scored[0] if isinstance(scored, list) and scored else None)
+    seed, suite, order = metrics.get("seed"), first.get("suite"), first.get("order")
+    words = [
+        f"seed {seed}" if seed else None,
+        suite if suite != "short" else None,
+        order if order != "context_first" else None,
+    ]
+    return [str(word) for word in words if word]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

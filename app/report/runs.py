@@ -205,17 +205,11 @@ def _refuse_other_macro(path: Path, e: Mapping[str, Any]) -> None:
 
 
 def _evaluation(
-    run_id: str,
-    stage: str,
-    e: Mapping[str, Any],
-    by_task: Mapping[str, Sequence[Mapping[str, Any]]],
+    run_id: str, stage: str, e: Mapping[str, Any], by_task: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> Evaluation:
-    lo, hi = e["macro"]["ci95"]
-
     def column(key: str) -> dict[str, NDArray[Any]]:
         return {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()}
 
-    predictions = {task: _prediction(e, task) for task in by_task}
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
     return Evaluation(
         run_id=run_id,
@@ -226,15 +220,13 @@ def _evaluation(
         leaks=bool(e.get("leaks")) or str(e["mask"]).partition("@")[0] in LEAKING,
         format=_format(e),
         tasks={task: TaskScore.model_validate(t) for task, t in e["tasks"].items()},
-        macro=Interval(float(e["macro"]["value"]), float(lo), float(hi)),
+        macro=Interval(*map(float, (e["macro"]["value"], *e["macro"]["ci95"]))),
         chance=float(e["macro"]["chance"]),
         items=int(e["items"]),
-        seconds=float(e["seconds"]),
-        items_per_s=float(e["items_per_s"]),
-        tokens_per_s=float(e["tokens_per_s"]),
+        **{key: float(e[key]) for key in ("seconds", "items_per_s", "tokens_per_s")},
         keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
         correct={
-            task: np.array([row[predictions[task]] == row["gold"] for row in rows]) for task, rows in by_task.items()
+            task: np.array([row[_prediction(e, task)] == row["gold"] for row in rows]) for task, rows in by_task.items()
         },
         nll=column("nll") if has_nll else {},
         tokens=column("tokens") if has_nll else {},

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.report.format import DASH, number
 from app.report.template import fill
+from jobs.columns import Column, table_lines
 from jobs.runs.atomic import write_text_atomically
 
 _ABOUT = (
@@ -16,6 +17,7 @@ _ABOUT = (
     "share of answers that were ended by their length.",
     "These prompts show what the answers look like. They are too few to rank models.",
 )
+_ROOMY = 200  # letters of a line: nothing is left out
 _NAMES = ("Model/mask", "Echo", "Repetition", "Tokens", "Cut")
 
 
@@ -30,11 +32,8 @@ def write_samples(found: Mapping[str, Any], runs_dir: Path) -> tuple[Path, ...]:
 
 def to_text(found: Mapping[str, Any]) -> str:
     page = _page(found)
-    rows = [_NAMES, *page["rows"]]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_NAMES))]
-    table = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
-    return fill("samples.txt.j2", table=table, **page)
+    columns = [Column(name, right=name != _NAMES[0]) for name in _NAMES]
+    return fill("samples.txt.j2", table=table_lines(columns, page["rows"], _ROOMY), **page)
 
 
 def to_html(found: Mapping[str, Any]) -> str:

@@ -81,9 +81,9 @@ def _size(points: float) -> str:
 
 def excluded(d: Difference) -> float:
     """The size from which on a difference can be denied: it would have shown (80 % power), and the interval does not reach it.
-    Rounded up to three digits, as it is printed: what is denied must not be inside the interval."""
-    bounds = (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else ()
-    return math.ceil(1000 * max(smallest_difference(d.variance), *bounds, 0.0) - 1e-9) / 1000
+    In three digits, as it is printed; the bounds rounded up, since what is denied must not be inside the interval."""
+    least, bounds = smallest_difference(d.variance), (abs(d.total.lo), abs(d.total.hi)) if d.total.defined else (0.0,)
+    return max(round(1000 * least) or bool(least), math.ceil(1000 * max(bounds) - 1e-9)) / 1000
 
 
 def not_enough(c: Comparison) -> str:
@@ -98,8 +98,10 @@ def question(study: Study) -> str:
     """The question that these runs answer, for the top of the page."""
     if study.compared is not None:
         return f"How does {study.compared[1].id} differ from {study.compared[0].id}?"
-    on = f" on {study.setting}" if study.setting != Setting() else ""
-    return f"What happens{on} when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
+    what = f"On {study.setting}: what" if study.setting != Setting() else "What"
+    return (
+        f"{what} happens when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
+    )
 
 
 def headline(study: Study) -> str:
@@ -158,34 +160,38 @@ def _against_control(study: Study, model: str) -> str:
 
 def details(study: Study) -> list[str]:
     """The numbers behind the headline: each change in both measures with its interval, and what could be shown at all."""
+    found = []
+    for name, c in _decisive(study):
+        seeds = f" (mean of seeds {numbers(c.seeds)})" if c.seeds else ""
+        nll = f"; NLL {nats(c.nll.total)}" if c.nll else ""
+        what = f"{name}: {c.names[0]} minus {c.names[1]}{seeds}"
+        found.append(f"{what}: accuracy {points(c.accuracy.total)}{nll}. {sensitivity(c)}.")
+    return found
+
+
+def _decisive(study: Study) -> list[tuple[str, Comparison]]:
+    """The comparisons that the headline is about, each with its name; none of two runs."""
     if study.compared is not None:
         return []
-    named = zip(
-        ("Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"),
-        (study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)),
-        strict=True,
-    )
-    return [
-        f"{name}: {c.names[0]} minus {c.names[1]}{_seeds(c)}: accuracy {points(c.accuracy.total)}"
-        + (f"; NLL {nats(c.nll.total)}" if c.nll else "")
-        + f". {sensitivity(c)}."
-        for name, c in named
-        if c is not None
-    ]
+    names = "Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"
+    found = study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)
+    return [(name, c) for name, c in zip(names, found, strict=True) if c is not None]
 
 
 def sensitivity(c: Comparison) -> str:
     """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
     accuracy, nll = _smallest(c)
-    parts = [f"{accuracy} points" if accuracy else "unknown for accuracy, since no item differs", nll and f"{nll} nats"]
+    unknown = "none in accuracy, since the seeds differ too much" if c.accuracy.variance.of_items else (
+        "unknown for accuracy, since no item differs")  # fmt: skip
+    parts = [f"{accuracy} points" if accuracy else unknown, nll and f"{nll} nats"]
     return f"Smallest difference that can be shown (80 % power): {', '.join(filter(None, parts))}"
 
 
 def _smallest(c: Comparison) -> tuple[str, str]:
-    """Of accuracy in points, of NLL in nats; empty where nothing can be estimated."""
+    """Of accuracy in points, of NLL in nats; empty where nothing can be estimated or shown."""
     accuracy = smallest_difference(c.accuracy.variance)
     nll = smallest_difference(c.nll.variance) if c.nll else 0.0
-    return size(100 * accuracy, 1) if accuracy else "", size(nll) if nll else ""
+    return size(100 * accuracy, 1) if 0 < accuracy <= 1 else "", size(nll) if nll else ""
 
 
 def _would_show(c: Comparison) -> str:
@@ -195,16 +201,9 @@ def _would_show(c: Comparison) -> str:
     return f"A true difference of {' or '.join(sizes)} would show four times in five" if sizes else sensitivity(c)
 
 
-def _seeds(c: Comparison) -> str:
-    return f" (mean of seeds {numbers(c.seeds)})" if c.seeds else ""
-
-
 def _finetuned(study: Study) -> tuple[Comparison | None, Comparison | None, Comparison | None]:
     """The prefix-finetuned model under its mask against: the same mask untrained, the untouched model, the control."""
-    m = study.prefix_model
-    if m is None:
-        return None, None, None
-    prefix = (m, "prefix")
+    prefix = (study.prefix_model or "", "prefix")
     return study.find(prefix, ("base", "prefix")), study.find(prefix, ("base", "causal")), study.control
 
 
@@ -246,7 +245,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
         price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if price and not spent.dollars:
-            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:g} an hour"
+            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:,.2f} an hour"
         found.append(("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
@@ -266,10 +265,11 @@ def cautions(study: Study) -> list[str]:
         )
     found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
-    if widths and max(widths) > WIDE:
+    decided = [finding(c).direction != "unclear" for _, c in _decisive(study)]
+    if widths and max(widths) > WIDE and not (decided and all(decided)):
         fewest = min(t.items for e in evaluations for t in e.tasks.values())
         found.append(
-            f"Few items ({fewest} in the smallest task): a macro accuracy here is known to about "
+            f"Few items ({fewest:,} in the smallest task): a macro accuracy here is known to about "
             f"±{100 * max(widths):.0f} points. Raise LIMIT before drawing a conclusion."
         )
     if study.compared is None and any(run.train for run in study.runs) and not any(c.seeds for c in study.comparisons):
@@ -277,12 +277,18 @@ def cautions(study: Study) -> list[str]:
             "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
             "a headline needs at least three."
         )
-    odd = "whose context is not a token prefix of context + continuation"
-    for name, count in ((odd, "prefix_violations"), ("cut to the model's context length", "truncated")):
+    odd = {"prefix_violations": "whose context is not a token prefix of context + continuation",
+           "truncated": "cut to the model's context length"}  # fmt: skip
+    for count, name in odd.items():
         for e in evaluations:
             if total := sum(getattr(t, count) for t in e.tasks.values()):
                 found.append(f"{e.label} in {e.run_id}: {total} requests {name}.")
-    found.extend(_stale_checkpoints(study))
+    trained = {run.stage: run.id for run in study.runs if run.train}
+    found += [
+        f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {trained[e.model]}; run: make {e.stage}"
+        for e in evaluations
+        if e.model in trained and e.model_run not in (None, trained[e.model])
+    ]
     commits = sorted({run.commit for run in study.runs})
     if len(commits) > 1:
         found.append(f"The runs come from {len(commits)} commits: {', '.join(c[:12] for c in commits)}.")
@@ -294,14 +300,3 @@ def cautions(study: Study) -> list[str]:
             f"Runs of other profiles are not shown: {', '.join(study.other_profiles)} (choose with PROFILE=...)."
         )
     return found
-
-
-def _stale_checkpoints(study: Study) -> list[str]:
-    """A caution for each evaluation of a checkpoint from another training run than the one shown."""
-    shown = {run.stage: run.id for run in study.runs if run.train}
-    return [
-        f"{e.run_id} scored {e.label} from {e.model_run}, but the training shown is {shown[e.model]}; "
-        f"run: make {e.stage}"
-        for e in study.evaluations
-        if e.model in shown and e.model_run and e.model_run != shown[e.model]
-    ]

@@ -9,11 +9,11 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from html import escape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import NamedTuple
 
 from app.report.render import Report
 from jobs.errors import ConfigError, RunStateError, UserError
@@ -43,8 +43,7 @@ def parse_address(text: str, option: str = "--serve") -> tuple[str, int]:
 # ---- what is shown ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Pages:
+class Pages(NamedTuple):
     """The current report, or why there is none."""
 
     status: HTTPStatus

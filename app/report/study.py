@@ -107,11 +107,10 @@ class Study:
     def prefix_model(self) -> str | None:
         """The model of the headline: the last one finetuned under the prefix mask that was also scored under it, of the
         primary comparison's recipe if one is declared."""
-        masks = trained_under(self.runs)
+        masks, recipe = trained_under(self.runs), self.primary.recipe if self.primary else None
         scored = {e.model for e in self.evaluations if e.mask == "prefix"}
         found = [s for s in reversed(stage_order(masks)) if masks[s] == "prefix" and s in scored]
-        declared = [s for s in found if self.primary and self.primary.recipe and recipe_of(s) == self.primary.recipe]
-        return next(iter(declared or found), None)
+        return next((s for s in found if recipe and recipe_of(s) == recipe), next(iter(found), None))
 
     @property
     def control(self) -> Comparison | None:

@@ -9,8 +9,8 @@ from app.report.format import DASH, count, number, numbers, p_value, signed, tas
 from app.report.power import can_show
 from app.report.runs import Evaluation, mask_name
 from app.report.study import Study
-from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
+from jobs.runs.records import TaskScore
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,16 @@ def results(study: Study) -> Table:
 
 def accuracy_by_task(study: Study) -> Table:
     tasks, first = _tasks(study), study.evaluations[0]
-    rows = _by_evaluation(
-        study, lambda e: [f"{number(e.tasks[t].headline)} ± {number(e.tasks[t].stderr)}" for t in tasks]
-    )
+    rows = _by_evaluation(study, lambda e: [_with_error(e.tasks[t]) for t in tasks])
     rows.append(TableRow(("chance", *(number(first.tasks[t].chance) for t in tasks)), "total"))
     rows.append(TableRow(("items", *(str(first.tasks[t].items) for t in tasks)), "total"))
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks))
     return Table("Accuracy by task, ± one standard error", columns, tuple(rows), f"Format: {first.format}.")
+
+
+def _with_error(score: TaskScore) -> str:
+    """`0.469 ± 0.012`; one item has no spread to estimate an error from."""
+    return number(score.headline) + (f" ± {number(score.stderr)}" if score.items > 1 else "")
 
 
 def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Table:
@@ -139,19 +142,14 @@ def each_seed(comparisons: Sequence[Comparison]) -> Table:
 def paired_by_task(c: Comparison) -> Table:
     """One row for each task: exact McNemar with its discordant counts, bootstrap difference and Holm."""
 
-    def row(
-        name: str, first: float, second: float, difference: Interval, tests: Sequence[str], verdict: str
-    ) -> TableRow:
-        numbers = (number(first), number(second), with_interval(difference, sign=True))
-        return TableRow((name, *numbers, *tests, _verdict(c, verdict)), "total" if name == "Macro" else "")
-
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
+        accuracies = [number(e.tasks[t].headline) for e in (c.first, c.second)]
         tests = (f"{test.only_first} : {test.only_second}", p_value(test.p_value), p_value(c.p_holm[t]))
-        accuracies = c.first.tasks[t].headline, c.second.tasks[t].headline
-        rows.append(row(task_title(t), *accuracies, c.paired.difference_by_task[t], tests, c.task_verdict(t)))
-    macro = reading(c.paired.difference)
-    rows.append(row("Macro", c.first.macro.value, c.second.macro.value, c.paired.difference, ("", "", ""), macro))
+        difference = with_interval(c.paired.difference_by_task[t], sign=True)
+        rows.append(TableRow((task_title(t), *accuracies, difference, *tests, _verdict(c, c.task_verdict(t)))))
+    macro = [number(c.first.macro.value), number(c.second.macro.value), with_interval(c.paired.difference, sign=True)]
+    rows.append(TableRow(("Macro", *macro, "", "", "", _verdict(c, reading(c.paired.difference))), "total"))
     names = (f">{c.names[0]}", f">{c.names[1]}", ">Difference [95 %]", ">Right only in first : second")
     title = f"{c.title}, the newest seed" if c.seeds else c.title
     return Table(title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)

@@ -59,14 +59,10 @@ class Trainings:
         return next((r.replicates for r in self.recipes if any(e is one for one in r.replicates.values())), {})
 
     def seeds_of(self, first: Evaluation, second: Evaluation) -> dict[int, tuple[Evaluation, Evaluation]]:
-        """{seed: (first, second)} for the seeds that both have; an untrained model is the same in all of them.
-
-        Empty where that is fewer than two.
-        """
+        """{seed: (first, second)} for the seeds that both have; an untrained model is the same in all of them. Empty where no
+        training run is known."""
         trained = [self.replicates(e) for e in (first, second) if e.model_run is not None]
         seeds = sorted(set.intersection(*map(set, trained))) if trained else []
-        if len(seeds) < 2:
-            return {}
         return {s: (self.replicates(first).get(s, first), self.replicates(second).get(s, second)) for s in seeds}
 
 

@@ -21,7 +21,7 @@ from app.runtime.ranks import ALONE, Ranks
 from app.scoring.data_parallel import loglikelihood_shared
 from app.scoring.encode import Request, require_clean, require_fits, unclean
 from app.scoring.exact import Exact, choices, exact_choices, table
-from app.scoring.loglikelihood import Count, Scored
+from app.scoring.loglikelihood import Count, Scored, require_finite
 from app.stats.bootstrap import macro_interval, stderr
 from jobs.config.schema import LEAKING, Mask, Score, mask_by_layer
 from jobs.runs.atomic import finite
@@ -126,7 +126,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
 
     Raises:
         DataError: an item longer than the model's context, a token that the model has not, or a tokenizer that changes
-            nearly every context once a continuation follows it.
+            nearly every context once a continuation follows it. ModelError: a log-likelihood that is no number.
     """
     names = [f"{item.id} choice {k}" for item in items for k in range(len(item.choices))]
     require_fits(loaded, requests, names)
@@ -156,6 +156,7 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         with _whole_float32():
             checked = exact_choices(spans, chars, tasks_of, _WEIGHTS, [*(partial(fast, kind) for kind in KINDS), score])
     scored = checked.scored if checked is not None else score(range(len(items)))
+    require_finite(scored, names)
     seconds = time.monotonic() - started
 
     samples: list[Sample] = []

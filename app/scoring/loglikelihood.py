@@ -5,8 +5,9 @@ work on a CPU, is padded rows of similar length, with the attention that the mod
 request's numbers do not depend on the other requests, so processes can divide the work by item.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from app.model.products import products_of
 from app.scoring.encode import Request
 from app.scoring.rows import Batch, ScoringRow, batch_of, packed, padded, rows_of
 from jobs.config.schema import LEAKING, Mask
+from jobs.errors import ModelError
 from jobs.estimate.memory import LOGITS
 from jobs.estimate.sizes import LEAST_HEAD, line_tokens
 
@@ -51,6 +53,13 @@ class Scored(NamedTuple):  # of which a stage makes 50,000 at a time
     logprob: float
     n_tokens: int
     greedy: bool
+
+
+def require_finite(scored: Iterable[Scored], names: Iterable[str]) -> None:
+    """Raises ModelError for the first log-likelihood that is no number: it chooses nothing, and JSON cannot hold it."""
+    for one, name in zip(scored, names, strict=True):
+        if not math.isfinite(one.logprob):
+            raise ModelError(name, f"its log-likelihood is {one.logprob}", "try dtype float32, or another model")
 
 
 @dataclass

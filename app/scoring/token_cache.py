@@ -1,7 +1,7 @@
 """Token ids of requests, kept by content (app/data/array_cache.py): stages that score the same items with the same tokenizer
 tokenise them once.
 
-The ids depend on the tokenizer's definition, the rule (this package's encode.py, its source included), and the texts.
+The ids depend on the tokenizer's definition, the rule, the source of encode.py and of what it imports, and the texts.
 Not covered: tokenizers that are written in Python; they tokenise every time.
 """
 
@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from app.data import array_cache
-from app.data.array_cache import Arrays, cut, flat, kept, numbers
-from app.scoring import encode
+from app.data.array_cache import Arrays, joined, kept, numbers, parted
 from app.scoring.encode import ENCODERS, Boundary, Request
 from jobs.config.schema import ScoreFormat
 
 _BOUNDARIES = get_args(Boundary)
+_SOURCES = array_cache.sources_of(__name__)
 Pairs = Sequence[tuple[str, str]]
 
 
@@ -42,7 +42,7 @@ def requests_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat, directory: Path
 def key_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> str | None:
     """A digest of everything that decides the ids; None for a tokenizer in Python."""
     definition = array_cache.definition_of(tokenizer)
-    return definition and array_cache.key_of([Path(encode.__file__).read_bytes(), rule, definition, json.dumps(pairs)])
+    return definition and array_cache.key_of([*_SOURCES.values(), rule, definition, json.dumps(pairs)])
 
 
 @contextmanager
@@ -53,19 +53,16 @@ def requests_ahead(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> Iterator[
 
 
 def _pack(requests: Sequence[Request]) -> Arrays:
-    """Each distinct context once, since the choices of an item share one."""
+    """Each distinct context once, since the choices of an item share one; then the continuations."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(r.context for r in requests))}
     return {
-        "contexts": flat(contexts), "context_sizes": numbers(map(len, contexts)),
+        **joined([*contexts, *(r.continuation for r in requests)]),
         "context": numbers(contexts[r.context] for r in requests),
-        "continuations": flat(r.continuation for r in requests),
-        "continuation_sizes": numbers(len(r.continuation) for r in requests),
         "boundary": numbers(_BOUNDARIES.index(r.boundary) for r in requests),
-    }  # fmt: skip
+    }
 
 
 def _unpack(arrays: Arrays) -> list[Request]:
-    contexts = cut(arrays["contexts"], arrays["context_sizes"])
-    continuations = cut(arrays["continuations"], arrays["continuation_sizes"])
-    whole = zip(arrays["context"].tolist(), continuations, arrays["boundary"].tolist(), strict=True)
-    return [Request(contexts[context], rest, _BOUNDARIES[boundary]) for context, rest, boundary in whole]
+    ids, of = parted(arrays), arrays["context"].tolist()
+    whole = zip(of, ids[len(ids) - len(of) :], arrays["boundary"].tolist(), strict=True)
+    return [Request(ids[context], rest, _BOUNDARIES[boundary]) for context, rest, boundary in whole]

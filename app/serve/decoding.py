@@ -102,7 +102,10 @@ class Row:
                 self._send(certain, None)
 
     def _text(self, tokenizer: Any) -> str:
-        return str(tokenizer.decode(self._answer, skip_special_tokens=True))
+        """Of the answer as it follows the prompt: at the beginning of a text some tokenizers leave a blank out."""
+        lead, whole, alone = (str(tokenizer.decode(ids, skip_special_tokens=True))
+                              for ids in (self.ids[-1:], self.ids[-1:] + self._answer, self._answer))  # fmt: skip
+        return whole[len(lead) :] if whole.startswith(lead) else alone  # else a character begins in the prompt
 
     def _send(self, text: str, finish: Finish | None) -> None:
         self.finish = finish

@@ -54,7 +54,8 @@ class Reader:
             raise _wrong("prompt", f"echo with logprobs takes at most {_LONGEST_ECHO} tokens")
         for ids in encoded:
             self._require_fits(ids, limit, "prompt")
-        echoes = tuple(self._text(ids, body) for ids in encoded) if body.echo else ()
+        decode = self.loaded.tokenizer.decode
+        echoes = tuple(one if isinstance(one, str) else str(decode(one)) for one in body.prompts) if body.echo else ()
         return Asked([(ids, Document(len(ids), len(ids))) for ids in encoded], limit, body.logprobs, scored, echoes)
 
     def chat(self, body: ChatCompletion) -> Asked:
@@ -91,9 +92,6 @@ class Reader:
         if not all(encoded):
             raise _wrong("prompt", "is empty")
         return encoded
-
-    def _text(self, ids: list[int], body: Completion) -> str:
-        return body.prompt if isinstance(body.prompt, str) else str(self.loaded.tokenizer.decode(ids))
 
     def _require_fits(self, ids: list[int], limit: int, param: str) -> None:
         if limit > self.most_tokens:

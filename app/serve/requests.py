@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP = 16, 4, 20
 MOST_PROMPTS = 64
@@ -65,6 +65,11 @@ class Common(BaseModel):
     frequency_penalty: Zero | None = None
     presence_penalty: Zero | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:  # as in OpenAI's API null stands where nothing is given
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
     @property
     def stops(self) -> tuple[str, ...]:

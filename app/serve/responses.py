@@ -46,10 +46,16 @@ class Completions:
             offsets.append(at)
             at += len(text)
         self._offsets[index] = at
-        tops = [None if token.logprob is None else {self._text(one): value for one, value in token.top}
-                for token in tokens]  # fmt: skip
+        tops = [None if token.logprob is None else self._likeliest(token, token.logprob) for token in tokens]
         return {"tokens": texts, "token_logprobs": [token.logprob for token in tokens], "top_logprobs": tops,
                 "text_offset": offsets}  # fmt: skip
+
+    def _likeliest(self, token: Token, logprob: float) -> dict[str, float]:
+        """By text, the token's own among them. Parts of characters share one text, which counts for the likeliest of them."""
+        found: dict[str, float] = {}
+        for id, value in (*token.top, (token.id, logprob)):
+            found.setdefault(self._text(id), value)
+        return found
 
 
 class ChatCompletions(Completions):

@@ -172,13 +172,16 @@ class _Endpoint:
         try:
             for at, text in enumerate(echoes):
                 yield at, Delta(text, ())
-            left = len(rows)
+            left, looked = len(rows), self.worker.now()
             while left:
-                try:
+                event: Delta | ApiError | None = None
+                with suppress(TimeoutError):
                     at, event = await asyncio.wait_for(events.get(), _LOOK)
-                except TimeoutError:
+                if event is None or self.worker.now() >= looked + _LOOK:
+                    looked = self.worker.now()
                     if await request.is_disconnected():
                         return
+                if event is None:
                     if self.worker.now() <= rows[0].deadline + _LATE:
                         continue
                     event = Delta("", (), "timeout")

@@ -22,7 +22,7 @@ from app.stage.run import Now, run_stage
 from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError
 from jobs.lock import exclusive
-from jobs.runs.atomic import encode, read_json, write_text_atomically
+from jobs.runs.atomic import encode, io_errors_reported, make_directory, write_text_atomically
 from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, list_runs
 
@@ -39,17 +39,6 @@ class Standing:
     cell: Cell
     state: str
     run: RunDir | None
-
-    @property
-    def result(self) -> str:
-        """The headline of a complete run, the reason of a failed one."""
-        if self.run is None:
-            return ""
-        if self.state == "complete":
-            headline = self.run.read_summary().get("headline") or {}
-            return ", ".join(f"{name} {value:.4f}" for name, value in headline.items())
-        failed = self.run.path / "failed.json"
-        return str(read_json(failed).get("message", "")) if self.state == "failed" and failed.is_file() else ""
 
 
 class Ledger:
@@ -80,7 +69,7 @@ class Ledger:
         """
         primary = self.campaign.primary.model_dump(mode="json")
         declared = now.isoformat(timespec="seconds")
-        with exclusive(self.path.with_suffix(".lock")):
+        with io_errors_reported(self.path), exclusive(self.path.with_suffix(".lock")):
             if not self.path.is_file():
                 self._write(
                     {"campaign": self.name, "title": self.campaign.title, "declared": declared, "primary": primary,
@@ -95,7 +84,7 @@ class Ledger:
         """The runs of the cells that are complete, beside what was declared."""
         complete = [one for one in self.standings() if one.state == "complete"]
         runs = [{"run": one.run.id, **one.cell.place} for one in complete if one.run is not None]
-        with exclusive(self.path.with_suffix(".lock")):
+        with io_errors_reported(self.path), exclusive(self.path.with_suffix(".lock")):
             settings = self.campaign.model_dump(mode="json", exclude_unset=True)
             self._write({**read_campaign_file(self.path), "cells": len(self.cells), "fingerprints": self._fingerprints,
                          "runs": runs, "settings": settings})  # fmt: skip
@@ -156,7 +145,7 @@ def deal(
     Raises:
         RunEnded: a signal came, which is passed on, or a worker failed.
     """
-    logs.mkdir(parents=True, exist_ok=True)
+    make_directory(logs)
     with ExitStack() as stack:
         children: list[subprocess.Popen[bytes]] = []
         stack.callback(_end, children)  # also of those that were started before one could not be

@@ -24,6 +24,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CONFIDENCE = 0.95
+_FEWEST = 6  # items: of fewer, not even a difference in all of them is beyond chance (2 / 2**5, the sign test's p, is above 5 %)
+ANY = (-1.0, 1.0)  # what a difference between two accuracies can be
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
 _CHUNK = 250_000  # numbers held at once while resampling: 2 MB of float64 stay in the cache of a processor
 _FLOAT32_WHOLE = 2**24  # below it float32 holds every whole number
@@ -91,12 +93,12 @@ def macro_interval(correct_by_task: Mapping[str, ArrayLike], samples: int, seed:
         seed: of the random generator; the same seed gives the same interval, whatever the order of the tasks.
 
     Returns:
-        (value, lo, hi): the macro average and its 95 % percentile interval.
+        (value, lo, hi): the macro average and its 95 % percentile interval; 0 to 1 where the items are too few for one.
     """
     stacked = {task: outcomes(values, task)[:, None] for task, values in correct_by_task.items()}
     macro_s = resampled_macro(stacked, samples, seed)[1][:, 0]
     value = float(np.mean([x.mean() for x in stacked.values()]))
-    lo, hi = percentiles(macro_s)
+    lo, hi = percentiles(macro_s) if enough(stacked) else (0.0, 1.0)
     return value, lo, hi
 
 
@@ -114,34 +116,37 @@ def paired_bootstrap(
 
     Retention is undefined (NaN) where the baseline is 0, and the above-chance retention where the baseline is not
     distinguishable from chance (the lower bound of its own interval is at or below it): the ratio's denominator would cross zero.
+    Of too few items no ratio is defined, and a difference is known to be between -1 and 1.
 
     Raises:
         ValueError: different tasks, or a task with different numbers of items.
     """
     if set(first) != set(second):
         raise ValueError(f"paired_bootstrap: tasks differ: {sorted(first)} and {sorted(second)}")
-    pairs: dict[str, Floats] = {}
-    for task in first:
-        a, b = outcomes(first[task], task), outcomes(second[task], task)
-        if a.size != b.size:
-            sizes = f"{a.size} items against {b.size}"
-            raise ValueError(f"paired_bootstrap: {task}: {sizes}; give the same items in the same order")
-        pairs[task] = np.stack([a, b], axis=1)  # (items, 2)
+    pairs = {task: paired_columns(task, first[task], second[task]) for task in first}  # {task: (items, 2)}
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]
     a_value, b_value = (float(np.mean([x[:, k].mean() for x in pairs.values()])) for k in (0, 1))
-    b_lo = percentiles(b_s)[0]
+    b_lo = percentiles(b_s)[0] if enough(pairs) else -math.inf
     return Paired(
-        difference=Interval(a_value - b_value, *percentiles(a_s - b_s)),
+        difference=Interval(a_value - b_value, *(percentiles(a_s - b_s) if enough(pairs) else ANY)),
         retention=_ratio(a_value, b_value, a_s, b_s, defined=b_lo > 0),
         above_chance=_ratio(a_value - chance, b_value - chance, a_s - chance, b_s - chance, defined=b_lo > chance),
         difference_by_task={
             task: Interval(
-                float(x[:, 0].mean() - x[:, 1].mean()), *percentiles(by_task[task][:, 0] - by_task[task][:, 1])
+                float(x[:, 0].mean() - x[:, 1].mean()),
+                *(percentiles(by_task[task][:, 0] - by_task[task][:, 1]) if enough({task: x}) else ANY),
             )
             for task, x in pairs.items()
         },
     )
+
+
+def enough(columns: Mapping[str, Floats]) -> bool:
+    """Whether the items of {task: (items, k)} can bound anything: resamples of a single item, or of a few that all differ alike,
+    have no spread, which would pass for certainty."""
+    sizes = [len(x) for x in columns.values()]
+    return min(sizes) > 1 and sum(sizes) >= _FEWEST
 
 
 def outcomes(values: ArrayLike, name: str) -> Floats:
@@ -150,6 +155,15 @@ def outcomes(values: ArrayLike, name: str) -> Floats:
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name}: expected a non-empty array of shape (items,), found shape {x.shape}")
     return x
+
+
+def paired_columns(name: str, *columns: ArrayLike) -> Floats:
+    """Arrays (items,) of the same items side by side: (items, columns). Raises ValueError for different numbers of items."""
+    arrays = [outcomes(values, name) for values in columns]
+    if len({x.size for x in arrays}) > 1:
+        sizes = f"{arrays[0].size} items against {next(x.size for x in arrays if x.size != arrays[0].size)}"
+        raise ValueError(f"{name}: {sizes}; give the same items in the same order")
+    return np.stack(arrays, axis=1)
 
 
 def resampled_macro(columns: Mapping[str, Floats], samples: int, seed: int) -> tuple[dict[str, Floats], Floats]:

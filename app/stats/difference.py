@@ -13,7 +13,17 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
-from app.stats.bootstrap import CONFIDENCE, Floats, Interval, outcomes, percentiles, resampled_macro, resampled_once
+from app.stats.bootstrap import (
+    ANY,
+    CONFIDENCE,
+    Floats,
+    Interval,
+    enough,
+    paired_columns,
+    percentiles,
+    resampled_macro,
+    resampled_once,
+)
 
 ByTask = Mapping[str, ArrayLike]
 
@@ -25,6 +35,7 @@ class Variance:
     items: in all tasks together. of_items: squared standard error that the items alone would give if the true
     difference were zero. binary: for right/wrong outcomes, how much of `of_items` a true difference of 1 removes; else 0.
     between_seeds: variance of the difference between training seeds; None where one seed cannot show it.
+    of_both: variance that one seed's difference has from items which differ otherwise in each seed; `of_items` has its share.
     """
 
     items: int
@@ -32,6 +43,7 @@ class Variance:
     binary: float
     seeds: int
     between_seeds: float | None
+    of_both: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,8 @@ def difference(
     83, 231-241). Of few seeds the variance itself is uncertain: the interval is widened as a t interval is over a normal one, by
     the degrees of freedom of a variance of which the seeds give a part (Satterthwaite 1946, Biometrics Bulletin 2, 110-114).
 
+    Of too few items a difference of accuracies is known to be between -1 and 1, and a weighted one has no interval.
+
     Args:
         first, second: for each seed one (items,) array a task; the same tasks, items and order everywhere. A condition
             without seeds, such as the untrained model, is given once a seed.
@@ -76,9 +90,12 @@ def difference(
     macro_s = np.mean(list(values.values()), axis=0)  # (seeds,)
     reach = {task: _reach(x) for task, x in columns.items()}
     whole = [float(np.mean(ends)) for ends in zip(*reach.values(), strict=True)]
+    unknown = ANY if sizes is None else (math.nan, math.nan)
+    total = _interval(macro_s, np.mean(list(resampled.values()), axis=0), *whole)
+    each = {task: _interval(values[task], resampled[task], *reach[task]) for task in columns}
     return Difference(
-        total=_interval(macro_s, np.mean(list(resampled.values()), axis=0), *whole),
-        by_task={task: _interval(values[task], resampled[task], *reach[task]) for task in columns},
+        total=total if enough(columns) else Interval(total.value, *unknown),
+        by_task={task: i if enough({task: columns[task]}) else Interval(i.value, *unknown) for task, i in each.items()},
         by_seed=tuple(float(v) for v in macro_s),
         variance=_variance(columns, values, macro_s, weighted),
     )
@@ -86,12 +103,9 @@ def difference(
 
 def _columns(task: str, first: Sequence[ByTask], second: Sequence[ByTask], sizes: ByTask | None) -> Floats:
     """(items, seeds + 1): the difference of each item in each seed, and the item's size."""
-    pairs = [(outcomes(a[task], task), outcomes(b[task], task)) for a, b in zip(first, second, strict=True)]
-    n = pairs[0][0].size
-    size = np.ones(n) if sizes is None else outcomes(sizes[task], task)
-    if any(array.size != n for pair in (*pairs, (size, size)) for array in pair):
-        raise ValueError(f"difference: {task}: different numbers of items; give the same items in the same order")
-    return np.stack([*(a - b for a, b in pairs), size], axis=1)
+    size = np.ones(np.size(first[0][task])) if sizes is None else sizes[task]
+    x = paired_columns(task, *(a[task] for a in first), *(b[task] for b in second), size)
+    return np.column_stack([x[:, : len(first)] - x[:, len(first) : -1], x[:, -1]])
 
 
 def _over_seeds(means: Floats, drawn: np.ndarray) -> Floats:
@@ -117,22 +131,27 @@ def _interval(by_seed: Floats, resampled: Floats, least: float, most: float) -> 
     lo, hi = percentiles(resampled)
     if seeds == 1 or lo == hi:
         return Interval(value, lo, hi)
-    share = min(1.0, float(by_seed.var(ddof=1)) / seeds / spread**2)
-    freedom = (seeds - 1) / share**2 if share else math.inf
-    wider = max(1.0, 2 * student(freedom) * spread / (hi - lo))
+    wider = max(1.0, 2 * float(student_of_seeds(seeds, by_seed.var(ddof=1), spread**2)) * spread / (hi - lo))
     return Interval(value, max(least, value + wider * (lo - value)), min(most, value + wider * (hi - value)))
 
 
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+_LAST = 1440  # of the terms of the series below: fitted at 1 degree of freedom, in place of the rest of the series
 
 
-def student(freedom: float) -> float:
+def student_of_seeds(seeds: int, between: ArrayLike, whole: ArrayLike) -> Floats:
+    """The quantile of t for a variance `whole` of which seeds whose own variance is `between` give a part."""
+    share = np.minimum(1.0, np.asarray(between) / seeds / np.asarray(whole))
+    return student(max(1, seeds - 1) / np.maximum(share, 1e-9) ** 2)
+
+
+def student(freedom: ArrayLike) -> Floats:
     """The quantile of Student's t that bounds a 95 % interval, from that of the normal distribution (Abramowitz and Stegun
-    26.7.5): within 1 % from 2 degrees of freedom on, 13 % too small at 1."""
-    z, n = _Z, 4 * freedom
+    26.7.5): within 1 % from 1 degree of freedom on."""
+    z, n = _Z, 4 * np.asarray(freedom, dtype=np.float64)
     terms = ((z**3 + z), (5 * z**5 + 16 * z**3 + 3 * z) / 6, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 6,
-             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 360)  # fmt: skip
-    return z + sum(term / n**power for power, term in enumerate(terms, 1))
+             (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 360, _LAST)  # fmt: skip
+    return np.asarray(z + sum(term / n**power for power, term in enumerate(terms, 1)))
 
 
 def _variance(columns: Mapping[str, Floats], values: Mapping[str, Floats], macro_s: Floats, weighted: bool) -> Variance:
@@ -151,4 +170,4 @@ def _variance(columns: Mapping[str, Floats], values: Mapping[str, Floats], macro
             rest_ns = d_ns - item_n[:, None] - d_ns.mean(axis=0) + d_ns.mean()
             residual += float((rest_ns**2).sum()) / ((seeds - 1) * (n - 1)) / n / tasks**2
     between = max(0.0, float(macro_s.var(ddof=1)) - residual) if seeds > 1 else None
-    return Variance(sum(map(len, columns.values())), of_items, binary, seeds, between)
+    return Variance(sum(map(len, columns.values())), of_items, binary, seeds, between, residual)

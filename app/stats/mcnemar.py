@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from app.stats.bootstrap import outcomes
+from app.stats.bootstrap import paired_columns
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,11 @@ def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
     Raises:
         ValueError: different numbers of items, or outcomes other than 0 and 1.
     """
-    a, b = outcomes(first, "first"), outcomes(second, "second")
-    if a.size != b.size:
-        raise ValueError(f"mcnemar_exact: {a.size} items against {b.size}; give the same items in the same order")
-    if not (np.isin(a, (0.0, 1.0)).all() and np.isin(b, (0.0, 1.0)).all()):
+    pair = paired_columns("mcnemar_exact", first, second)
+    if not np.isin(pair, (0.0, 1.0)).all():
         raise ValueError("mcnemar_exact: outcomes are not all 0 or 1")
-    only_first, only_second = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    first_minus_second = pair[:, 0] - pair[:, 1]
+    only_first, only_second = (int((first_minus_second == way).sum()) for way in (1, -1))
     return McNemar(only_first, only_second, two_sided_p(only_first, only_second))
 
 

@@ -1,24 +1,34 @@
 """Power of a paired comparison: the smallest difference that given items and seeds can show, and the items that one takes.
 
-Normal approximation. With z = z(97.5 %) + z(power), the smallest difference d solves d = z * SE(d), where
+Shown means: the report's own 95 % interval (app/stats/difference.py) excludes zero. A mean over S seeds whose true difference
+is d has the squared standard error
 
-    SE(d)^2 = of_items - binary * d^2 + between_seeds / seeds
+    SE(d)^2 = of_items - binary * d^2 + between_seeds / S
 
 For right/wrong outcomes `of_items` is the discordance over the number of items, and a true difference d lowers the
 variance of an item from the discordance to discordance - d^2 (Miettinen 1968, Biometrics 24, 339-352). No difference is larger
 than the share of items that differ, so `of_items` is at least binary * d; a mean of S seeds, each with items of its own, allows
-an S-th of that. Two-sided tests at 5 %, each comparison by itself.
+an S-th of that. The interval's width is not known beforehand where there are several seeds: their variance is drawn from its
+chi-squared distribution, and the power is the mean over the draws. With one seed all this is the normal approximation.
+Two-sided tests at 5 %, each comparison by itself.
 """
 
+import bisect
+import functools
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import NormalDist
 
-from app.stats.bootstrap import CONFIDENCE
-from app.stats.difference import Variance
+import numpy as np
+
+from app.stats.bootstrap import Floats
+from app.stats.difference import Variance, student_of_seeds
 
 POWER = 0.80
-_Z2 = (NormalDist().inv_cdf((1 + CONFIDENCE) / 2) + NormalDist().inv_cdf(POWER)) ** 2
+_DRAWS = 200  # variances of the seeds that stand for their distribution
+_MOST_ITEMS = 10**9
+_normal_cdf = np.vectorize(NormalDist().cdf)
 
 
 def of_discordance(
@@ -36,23 +46,62 @@ def of_discordance(
     return Variance(sum(items.values()), of_items, sum(weight.values()), seeds, between)
 
 
+def power(variance: Variance, difference: float) -> float:
+    """The probability that the interval excludes zero where the true difference is `difference`, which is above zero."""
+    d, seeds, between = difference, variance.seeds, variance.between_seeds or 0.0
+    of_items = max(0.0, max(variance.of_items, variance.binary * d / seeds) - variance.binary * d**2)
+    seen = (between + variance.of_both) * _chi_squared(seeds - 1)  # variance of the differences between the seeds
+    width2 = of_items + (seen + variance.of_both) / seeds  # of the bootstrap, which has `of_both` twice
+    error = math.sqrt(of_items + between / seeds)
+    reached = student_of_seeds(seeds, seen, np.maximum(width2, 1e-300)) * np.sqrt(width2)
+    if not error:
+        return float((d > reached).mean())
+    return float(_normal_cdf((d - reached) / error).mean())
+
+
+@functools.lru_cache(maxsize=4096)
 def smallest_difference(variance: Variance) -> float:
-    """The true difference that a 95 % interval excludes zero for with probability POWER. 0 where nothing varies."""
-    rest = 1 + _Z2 * variance.binary
-    d = math.sqrt(_Z2 * (variance.of_items + _of_seeds(variance)) / rest)
-    rare = _Z2 * variance.binary / variance.seeds
-    return max(d, (rare + math.sqrt(rare**2 + 4 * rest * _Z2 * _of_seeds(variance))) / (2 * rest)) if d else 0.0
+    """The true difference that a 95 % interval excludes zero for with probability POWER. 0 where nothing varies; infinite where
+    not even a difference of every item would show."""
+    if not (variance.of_items or variance.between_seeds):
+        return 0.0
+    hi = 1.0
+    while not variance.binary and power(variance, hi) < POWER:
+        hi *= 2
+    lo = 0.0
+    if power(variance, hi) < POWER:
+        return math.inf
+    while hi - lo > 1e-6 * hi:
+        middle = (lo + hi) / 2
+        lo, hi = (lo, middle) if power(variance, middle) >= POWER else (middle, hi)
+    return hi
 
 
+@functools.lru_cache(maxsize=4096)
 def items_needed(variance: Variance, difference: float) -> int | None:
-    """Items, divided over the tasks as now, to show a true `difference`; None where only more seeds could show it."""
-    d2 = difference**2
-    left = d2 - _Z2 * _of_seeds(variance)
-    if left <= 0:
-        return None
-    of_items = max(variance.of_items, variance.binary * difference / variance.seeds)
-    return max(1, math.ceil(variance.items * _Z2 * (of_items - d2 * variance.binary) / left))
+    """Items, divided over the tasks as now, to show a true `difference`; None where only more seeds could show it.
+
+    Of few seeds more items may show less: the larger the seeds' part in the variance, the wider t makes the interval. So
+    the numbers are gone through from below.
+    """
+
+    def shows(items: int) -> bool:
+        fewer = variance.items / items
+        parts = {key: getattr(variance, key) * fewer for key in ("of_items", "binary", "of_both")}
+        return power(replace(variance, items=items, **parts), difference) >= POWER
+
+    least, most = 0, 1
+    while not shows(most):
+        if most > _MOST_ITEMS:
+            return None
+        least, most = most, 1 + most * 21 // 20
+    return least + 1 + bisect.bisect_left(range(least + 1, most), True, key=shows)
 
 
-def _of_seeds(variance: Variance) -> float:
-    return (variance.between_seeds or 0.0) / variance.seeds
+@functools.cache
+def _chi_squared(freedom: int) -> Floats:
+    """(draws,): equally likely values of a variance whose mean is 1; zero where there is no variance to estimate."""
+    if not freedom:
+        return np.zeros(1)
+    drawn = np.random.default_rng(freedom).chisquare(freedom, 100_000) / freedom
+    return np.quantile(drawn, (np.arange(_DRAWS) + 0.5) / _DRAWS)

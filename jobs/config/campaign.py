@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from jobs.config import strict_yaml
 from jobs.config.expected import nearest
 from jobs.config.job import Job
-from jobs.config.load import CELL, JOBS_DIR, profile_names, recipe_names, resolve, stage_names
+from jobs.config.load import CELL, JOBS_DIR, RECIPES_DIR, profile_names, resolve, stage_names
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
 from jobs.config.validate import Layer, names_in, validate
@@ -79,24 +79,20 @@ class Campaign(Strict):
     @model_validator(mode="after")
     def _primary_is_in_the_matrix(self) -> Campaign:
         primary = self.primary
-        for key, value, known in (
-            ("trained", primary.trained, self.masks), ("control", primary.control, self.masks),
-            ("suite", primary.suite, [one.suite for one in self.suites]), ("recipe", primary.recipe, [None, *self.recipes]),
-            ("profile", primary.profile, [None, *self.profiles]),
-            ("order", primary.order, [None, *(one.order for one in self.suites if one.suite == primary.suite)]),
+        of_suite = [one.order for one in self.suites if one.suite == primary.suite]
+        for key, known in (
+            ("trained", self.masks), ("control", self.masks), ("suite", [one.suite for one in self.suites]),
+            ("recipe", self.recipes), ("profile", self.profiles), ("order", of_suite),
         ):  # fmt: skip
-            if value not in known:
+            value = getattr(primary, key)
+            if value is None and len(known) > 1:
+                fact = f"missing; the campaign has {len(known)}"
+                raise combination(f"primary.{key}", fact, "name the one that decides")
+            if value is not None and value not in known:
                 named = ", ".join(str(one) for one in known if one is not None)
                 raise combination(f"primary.{key}", f"expected one of the campaign's own ({named}), found {value}")
         if primary.trained == primary.control:
             raise combination("primary.control", f"expected another mask than trained, found {primary.control} twice")
-        for key, several in (("recipe", self.recipes), ("profile", self.profiles)):
-            if getattr(primary, key) is None and len(several) > 1:
-                fact = f"missing; the campaign has {len(several)}"
-                raise combination(f"primary.{key}", fact, "name the one that decides")
-        if primary.order is None and sum(one.suite == primary.suite for one in self.suites) > 1:
-            fact = "missing; the campaign has the suite in several"
-            raise combination("primary.order", fact, "name the one that decides")
         return self
 
 
@@ -132,7 +128,7 @@ def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign,
         raise ConfigError("jobs/campaigns", f'unknown campaign "{name}"', remedy)
     where = f"jobs/campaigns/{name}.yaml" if path.parent == directory else str(path)
     campaign = validate(Campaign, [Layer(where, strict_yaml.read(path, where))])
-    named = {"recipes": (campaign.recipes, recipe_names()), "profiles": (campaign.profiles, profile_names())}
+    named = {"recipes": (campaign.recipes, names_in(RECIPES_DIR)), "profiles": (campaign.profiles, profile_names())}
     for key, (given, known) in named.items():
         for at, one in enumerate(given):
             if one not in known and not (key == "profiles" and one.endswith((".yaml", ".yml"))):

@@ -82,15 +82,11 @@ def _words(node: dict[str, Any], model: type[BaseModel]) -> str:
 
 
 def _bounded(noun: str, node: dict[str, Any]) -> str:
-    above, least = node.get("exclusiveMinimum"), node.get("minimum")
-    below, most = node.get("exclusiveMaximum"), node.get("maximum")
-    article = "an" if noun == "integer" else "a"
-    if below is None and most is None:
-        if above == 0:
-            return f"a positive {noun}"
-        return f"{article} {noun} of at least {least}" if least is not None else f"{article} {noun}"
-    low = f"above {above}" if above is not None else f"of at least {least}"
-    return f"{article} {noun} {low} and {f'below {below}' if below is not None else f'at most {most}'}"
+    ends = {"exclusiveMinimum": "above", "minimum": "of at least", "exclusiveMaximum": "below", "maximum": "at most"}
+    bounds = [f"{words} {node[key]}" for key, words in ends.items() if key in node]
+    if bounds == ["above 0"]:
+        return f"a positive {noun}"
+    return f"{'an' if noun == 'integer' else 'a'} {noun} {' and '.join(bounds)}".rstrip()
 
 
 def remedy_for(found: object, choices: list[dict[str, Any]]) -> str:

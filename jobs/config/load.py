@@ -183,10 +183,6 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
 
 
-def recipe_names(directory: Path = RECIPES_DIR) -> list[str]:
-    return names_in(directory)
-
-
 def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
     """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
     if not choosing:
@@ -195,9 +191,7 @@ def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = REC
     recipe = read_named(Recipe, directory, name, where)
     if base.values.get("train") is None:
         raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
-    layer = Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})
-    check_part(Stage, layer)
-    return [layer]
+    return [Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})]
 
 
 def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:

@@ -193,7 +193,7 @@ class Profile(Strict):
     name: Name
     model: ModelSource
     data: Data
-    gpus: Positive = 1
+    gpus: Annotated[int, Field(gt=0, le=1024)] = 1
     sharding: Literal["auto", "ddp", "fsdp"] = "auto"
     report_to: Annotated[list[Tracker], AfterValidator(unique)] = Field(default=[])
     artifacts: Store | None = None

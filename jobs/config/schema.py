@@ -59,6 +59,9 @@ class Strict(BaseModel):
 
 
 Positive = Annotated[int, Field(gt=0)]
+UpToAMillion = Annotated[
+    int, Field(gt=0, le=1_000_000)
+]  # what is drawn or held in memory: a digit too many would fill it
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NotNegativeFloat = Annotated[float, Field(ge=0)]
@@ -93,7 +96,7 @@ def mask_by_layer(mask: str, layers: str) -> str:
 
 
 class Lora(Strict):
-    r: Positive = 16
+    r: Annotated[int, Field(gt=0, le=16384)] = 16
     alpha: PositiveFloat = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
@@ -129,7 +132,7 @@ class Train(Strict):
     layers: Layers = ALL_LAYERS
     max_steps: Positive
     epochs: PositiveFloat | None = None
-    batch_size: Positive = 16
+    batch_size: UpToAMillion = 16
     micro_batch_size: Positive = 4
     learning_rate: PositiveFloat = 2e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -200,7 +203,7 @@ class Score(Strict):
     format: ScoreFormat = "harness"
     batch_tokens: Positive = 16384
     exact: bool | Literal["auto"] = "auto"
-    bootstrap: Positive = 2000
+    bootstrap: UpToAMillion = 2000
 
     _each_once = field_validator("masks", "tasks")(unique)
 

@@ -75,7 +75,7 @@ def read(path: Path, where: str) -> dict[str, Any]:
         fact = f"expected UTF-8 text, found byte {error.start} that is not"
         raise ConfigError(where, fact, "save as UTF-8") from None
     except OSError as error:
-        raise ConfigError(where, f"cannot be read: {error.strerror}") from None
+        raise ConfigError(where, f"cannot be read: {error.strerror}", "correct the path, or make it readable") from None
     value = parse(text, where)
     if not isinstance(value, dict):
         raise ConfigError(where, f"expected a mapping of keys, found {'nothing' if value is None else show(value)}")
@@ -85,8 +85,7 @@ def read(path: Path, where: str) -> dict[str, Any]:
 def dump(value: Mapping[str, Any]) -> str:
     """YAML text that `parse` reads back to an equal value; keys keep their order."""
     # ASCII: with allow_unicode, PyYAML writes U+0085 in a way that it reads back as a space
-    found: str = yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=120)
-    return found
+    return str(yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, width=120))
 
 
 def show(value: object) -> str:

@@ -5,22 +5,21 @@ Logs (`*.jsonl`, a line at a time) are the exception: a kill may tear their last
 
 import errno
 import hashlib
-import itertools
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from jobs.errors import DataError, DiskFull, RunStateError
 
 _KNOWN: dict[tuple[int, ...], str] = {}  # digests of files by what `state_of` gives
 _TICK = 100_000_000  # ns, ten times a tick of the clock from which Linux takes the times of files
 _COARSE = 2_000_000_000  # ns, where those are whole seconds: FAT counts two at a time
-_serial = itertools.count()  # two threads, or processes, that write the same file must not share a temporary name
 
 
 def encode(value: object, *, indent: int | None = None, null_for_nan: bool = False) -> str:
@@ -73,6 +72,12 @@ def io_errors_reported(path: Path, remedy: str = "") -> Iterator[None]:
         raise RunStateError(path, fact, remedy or "choose another --runs-dir") from None
 
 
+def make_directory(path: Path, remedy: str = "") -> None:
+    """With its parents, unless it is there. Raises DiskFull, RunStateError."""
+    with io_errors_reported(path, remedy):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def _owner(path: Path, error: OSError) -> str:
     """Names the owner of a directory that this process cannot write: in a container, that is the reason."""
     if error.errno not in (errno.EACCES, errno.EPERM):
@@ -95,11 +100,12 @@ def replacing(path: Path, durable: bool = True) -> Iterator[IO[str]]:
 
 
 @contextmanager
-def replaced(path: Path, durable: bool = True) -> Iterator[IO[str]]:
+def replaced(path: Path, durable: bool = True, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """As `replacing`, and a full disk raises OSError as any other fault of the disk does."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_serial)}.tmp")
+    # Two writers must not share a temporary name, and processes of two containers on one volume may have the same number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open(mode, encoding="utf-8" if mode == "w" else None) as file:
             yield file
             file.flush()
             if durable:

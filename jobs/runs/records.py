@@ -7,7 +7,7 @@ Of other keys nothing is known. A number is finite, a count below 2**63; neither
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Annotated, Any, Required, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
@@ -23,6 +23,7 @@ Numbers = dict[str, float] | None
 Counted = Count | None
 Text = str | None
 Number = float | None
+Content = TypeVar("Content")
 _STRICT = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
 
 
@@ -96,8 +97,7 @@ _ADAPTERS = {kind: TypeAdapter(of, config=_STRICT) for kind, of in _KINDS.items(
 
 def read_campaign_file(path: Path) -> dict[str, Any]:
     """campaigns/NAME.json, which `python -m app campaign` writes. Raises DataError."""
-    content: dict[str, Any] = checked(path, read_json(path), "campaign")
-    return content
+    return checked(path, read_json(path), "campaign")
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -117,11 +117,10 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             rows: list[dict[str, Any]] = _ADAPTERS["samples"].validate_json(joined)
             if len(rows) == number:
                 return rows
-    rows = checked(path, read_jsonl(path), "samples")
-    return rows
+    return checked(path, read_jsonl(path), "samples")
 
 
-def checked(path: Path, value: Any, kind: str = "") -> Any:
+def checked(path: Path, value: Content, kind: str = "") -> Content:
     """`value`, the content of the file `path`, whose name is its kind. Raises DataError unless it is as its kind says."""
     lines, kind = isinstance(value, list), kind or path.name
     if kind not in _KINDS:

@@ -57,8 +57,7 @@ class RunFiles:
     def read_job(self) -> dict[str, Any]:
         """stage.yaml: the record that `Job.from_dict` takes, with the keys fingerprint and init_runs."""
         path = self.path / "stage.yaml"
-        record: dict[str, Any] = checked(path, strict_yaml.read(path, str(path)))
-        return record
+        return checked(path, strict_yaml.read(path, str(path)))
 
     def fingerprint(self) -> str | None:
         """The fingerprint of the job; None for a run that was killed before it wrote its job."""
@@ -86,13 +85,11 @@ class RunFiles:
         return self._read_json("summary.json")
 
     def _read_json(self, name: str) -> dict[str, Any]:
-        value: dict[str, Any] = checked(self.path / name, atomic.read_json(self.path / name))
-        return value
+        return checked(self.path / name, atomic.read_json(self.path / name))
 
     def read_jsonl(self, name: str) -> list[dict[str, Any]]:
         """The lines of a log or of samples.jsonl; none if there is no such file. A torn last line is dropped."""
-        lines: list[dict[str, Any]] = checked(self.path / name, atomic.read_jsonl(self.path / name))
-        return lines
+        return checked(self.path / name, atomic.read_jsonl(self.path / name))
 
     def verify(self) -> list[str]:
         """What differs from the manifest, such as `final/model.safetensors: missing`. Empty if nothing does."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,9 +17,9 @@ import yaml
 from jobs.config.campaign import Cell, campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
-from jobs.errors import EXIT_OK, ConfigError, UserError
+from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter
 from jobs.estimate.estimate import Estimate, estimate
-from jobs.runs.atomic import io_errors_reported, write_text_atomically
+from jobs.runs.atomic import make_directory, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
 from jobs.submit.submission import Submission, require_room, submission
 
@@ -51,7 +53,7 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
      {"default": os.environ.get("PREFILL_RUNS") or "runs"}),
     ("--queue NAME", "a partition of Slurm, or a local queue of Kueue", {"default": ""}),
     ("--job", "Kubernetes without JobSet: an indexed Job and a Service", {"action": "store_true"}),
-    ("--spot", "machines that may be taken away", {"action": "store_true"}),
+    ("--spot", "machines that may be taken away (SkyPilot, dstack)", {"action": "store_true"}),
     ("--max-price DOLLARS", "an hour and machine (SkyPilot, dstack)", {"type": float}),
     ("--python", "the interpreter of a run in a venv", {"default": sys.executable}),
     ("--dry-run", "print the file, and do nothing else", {"action": "store_true"}),
@@ -60,8 +62,9 @@ _OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 def parser() -> argparse.ArgumentParser:
     made = _Parser(
-        prog="python -m jobs.submit", description="Submit a STAGE, or a campaign, to a cluster or to rented machines."
-    )
+        prog="python -m jobs.submit", description="Submit a STAGE, or a campaign, to a cluster or to rented machines.",
+        allow_abbrev=False,
+    )  # fmt: skip
     made.add_argument("stage", metavar="STAGE")
     for words, text, more in _OPTIONS:
         option, _, metavar = words.partition(" ")
@@ -96,6 +99,8 @@ def _submission(given: argparse.Namespace) -> Submission:
     sets = [*given.set, *([] if given.gpus is None else [f"gpus={given.gpus}"])]
     job = resolve(given.stage, given.profile, limit=given.limit, sets=sets)
     seeds = _seeds(given.seeds)
+    if seeds and any(text.partition("=")[0].strip() == "seed" for text in given.set):
+        raise ConfigError("--set", "seed would be the same in each run of --seeds", "leave it out")
     if given.tasks is not None:
         fact = f"is for a campaign, and {given.stage} is a stage"
         raise ConfigError("--tasks", fact, "leave it out, or give --seeds")
@@ -160,8 +165,13 @@ def _require_fit(given: argparse.Namespace) -> None:
             raise ConfigError(option, f"is for Slurm, not for {given.on}", "leave it out, or submit once for each seed")
     elif (given.container or "venv") != "venv" and not given.image:
         raise ConfigError("--container", f"{given.container} needs an image", "give --image NAME@sha256:DIGEST")
-    if given.max_price is not None and given.on in ("slurm", "kubernetes"):
-        raise ConfigError("--max-price", f"{given.on} knows no prices", "leave it out")
+    # Option, and the engines that know it: elsewhere it would be passed over without a word.
+    known = {"--shared": tuple(_SHARED), "--queue": ("slurm", "kubernetes"), "--job": ("kubernetes",),
+             "--spot": ("skypilot", "dstack"), "--max-price": ("skypilot", "dstack")}  # fmt: skip
+    for option, engines in known.items():
+        value = getattr(given, option[2:].replace("-", "_"))
+        if given.on not in engines and value not in ("", False, None):
+            raise ConfigError(option, f"is for {', '.join(engines)}, not for {given.on}", "leave it out")
 
 
 def _require_gpu(given: argparse.Namespace, job: Job) -> None:
@@ -191,7 +201,11 @@ def _seeds(text: str) -> list[int]:
 
 def main(arguments: Sequence[str]) -> int:
     """Print the file; unless it is a dry run, have it checked and submit it. Returns the exit code."""
+    accept_any_letter()
     try:
+        for before, word in pairwise(["STAGE", *arguments]):
+            if not word.isprintable() or not word:
+                raise ConfigError(before, f"expected a text of one line, found {json.dumps(word)}", "correct it")
         given = parser().parse_args(arguments)
         name, text = file_of(given)
         print(text, end="")
@@ -199,8 +213,7 @@ def main(arguments: Sequence[str]) -> int:
             return EXIT_OK
         client.require(given.on)
         path = Path(given.runs_dir) / "submitted" / name
-        with io_errors_reported(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         write_text_atomically(path, text)
         client.check(given.on, path)
         print(client.submit(given.on, path))

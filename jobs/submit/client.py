@@ -46,11 +46,6 @@ def run_program(argv: Sequence[str], seconds: float) -> subprocess.CompletedProc
     return subprocess.run(argv, capture_output=True, text=True, timeout=seconds, check=False, stdin=subprocess.DEVNULL)
 
 
-def found(engine: str) -> str | None:
-    """The path of the engine's client; None if it is not installed."""
-    return shutil.which(CLIENTS[engine].program)
-
-
 def check(engine: str, file: Path, run: Run = run_program) -> None:
     """Let the engine's parser read the file. Raises EngineError with the last line of what it prints."""
     client, program = CLIENTS[engine], require(engine)
@@ -68,9 +63,9 @@ def submit(engine: str, file: Path, run: Run = run_program) -> str:
 
 def require(engine: str) -> str:
     """The path of the engine's client. Raises ConfigError where it is not installed."""
-    program = found(engine)
+    client = CLIENTS[engine]
+    program = shutil.which(client.program)
     if program is None:
-        client = CLIENTS[engine]
         raise ConfigError("--on", f"{engine}'s client {client.program} is not here",
                           f"{client.install}, or print the file with --dry-run")  # fmt: skip
     return program

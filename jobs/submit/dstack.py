@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from jobs.submit.submission import GRACE_SECONDS, MEET_PORT, Submission, minutes
-
-RUNS = "/runs"
+from jobs.submit.submission import GRACE_SECONDS, MEET_PORT, RUNS, Submission, minutes
 
 
 def task(job: Submission) -> dict[str, Any]:

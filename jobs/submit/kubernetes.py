@@ -6,9 +6,8 @@ Sources: the reference of batch/v1 Job and of jobset.x-k8s.io/v1alpha2. Kueue ta
 from typing import Any
 
 from jobs.errors import EXIT_DISK_FULL, EXIT_NAN, EXIT_NO_LEARNING, EXIT_USER
-from jobs.submit.submission import GRACE_SECONDS, MEET_PORT, RESTARTS, Submission
+from jobs.submit.submission import GRACE_SECONDS, MEET_PORT, RESTARTS, RUNS, Submission
 
-RUNS = "/runs"
 _FINAL = (EXIT_USER, EXIT_NAN, EXIT_NO_LEARNING, EXIT_DISK_FULL)  # the same again would end the same
 
 

@@ -4,9 +4,7 @@ from typing import Any
 
 from jobs.errors import EXIT_STOPPED, ConfigError
 from jobs.estimate.gpus import gpu_named
-from jobs.submit.submission import MEET_PORT, RESTARTS, Submission
-
-RUNS = "/runs"
+from jobs.submit.submission import MEET_PORT, RESTARTS, RUNS, Submission
 
 
 def task(job: Submission) -> dict[str, Any]:

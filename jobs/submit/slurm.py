@@ -9,7 +9,7 @@ import shlex
 from pathlib import Path
 
 from jobs.errors import EXIT_STOPPED
-from jobs.submit.submission import GRACE_SECONDS, RESTARTS, Submission, minutes
+from jobs.submit.submission import GRACE_SECONDS, RESTARTS, RUNS, Submission, minutes
 
 CONTAINERS = ("venv", "apptainer", "pyxis", "docker")
 
@@ -54,11 +54,11 @@ def script(job: Submission, *, root: Path, python: str, container: str) -> str:
 def _inside(job: Submission, runs: Path, python: str, container: str) -> tuple[str, str]:
     """The command of a machine, and options of srun before it."""
     if container == "apptainer":
-        return shlex.join(["apptainer", "exec", *["--nv"] * bool(job.gpus), "--bind", f"{runs}:/runs",
-                           f"docker://{job.image}", ""]).removesuffix("''") + job.command("/runs"), ""  # fmt: skip
+        return shlex.join(["apptainer", "exec", *["--nv"] * bool(job.gpus), "--bind", f"{runs}:{RUNS}",
+                           f"docker://{job.image}", ""]).removesuffix("''") + job.command(RUNS), ""  # fmt: skip
     if container == "pyxis":
-        step = [f"--container-image={job.image.replace('/', '#', 1)}", f"--container-mounts={runs}:/runs"]
-        return job.command("/runs"), shlex.join(step) + " "
+        step = [f"--container-image={job.image.replace('/', '#', 1)}", f"--container-mounts={runs}:{RUNS}"]
+        return job.command(RUNS), shlex.join(step) + " "
     if container == "docker":
         arguments = "--network host --env PREFILL_NODES --env PREFILL_NODE_RANK --env PREFILL_MEET"
         settings = shlex.join([f"IMAGE={job.image}", f"RUNS={runs}", f"DOCKER_ARGS={arguments}",

@@ -13,6 +13,7 @@ from jobs.config.terms import require_terms
 from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 
+RUNS = "/runs"  # of the image
 MEET_PORT = 29400  # where the machines of a run meet, unless the engine gives a machine to several jobs
 GRACE_SECONDS = 300  # from SIGTERM to the end: a checkpoint of a large model is written in it
 RESTARTS = 20  # of one run, after its time limit, a lost machine or a preemption

@@ -25,7 +25,7 @@ import json, os, signal, sys, threading, time
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from vast.shell import hostshell, pull, rsync
+from vast.shell import hostshell, pull, push, rsync
 from vast.shell.hostshell import HostShell
 from vast.shell.local_copy import LocalCopy
 from vast.secrets import Secret
@@ -252,3 +252,12 @@ def test_a_push_over_real_rsync_arrives_whole(pair: Pair, tmp_path: Path) -> Non
     assert docker("exec", pair.host, "sh", "-c", f"ls -A /runs/{RUN}").split() == [
         "checkpoints", "environment.json", "stage.yaml", "train_log.jsonl",
     ]  # fmt: skip
+
+
+def test_an_input_that_is_a_link_arrives_as_what_it_leads_to(pair: Pair) -> None:
+    """A profile of one's own may be one; rsync skips links, and the start of a machine that is paid for would be refused."""
+    pair.in_ours(
+        "sh", "-c", "mkdir -p /tmp/linked && echo 'a: 1' > /tmp/own.yaml && ln -s /tmp/own.yaml /tmp/linked/mine.yaml"
+    )
+    assert pair.drive("push.send(ssh, AT[0], Path('/tmp/linked'), ['mine.yaml'], '/runs/.inputs')") == [True]
+    assert docker("exec", pair.host, "cat", "/runs/.inputs/mine.yaml") == "a: 1"

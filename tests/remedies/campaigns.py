@@ -51,6 +51,13 @@ def planned(w: World, **changes: Any) -> Action:
 # ---- campaigns -------------------------------------------------------------------------------------------------------
 
 
+@remedy("app/commands/campaign.py", "add --plan, or leave them out")
+def _(w: World) -> Steps:
+    words = "campaign", "ci", "--runs-dir", w.path("runs"), "--gpu", "L4"
+    yield lambda: w.cli(*words)
+    yield lambda: w.cli(*words, *w.remedy.split(",")[0].split()[1:])
+
+
 @remedy("app/commands/campaign.py", "such as 0/4")
 def _(w: World) -> Steps:
     yield lambda: w.cli("campaign", "ci", "--runs-dir", w.path("runs"), "--plan", "--share", "4/4")

@@ -154,13 +154,5 @@ def _(w: World) -> Steps:
     yield build("mine", mask="causal", include=w.path("mine"))
 
 
-@remedy(HARNESS_TASKS, "name a file elsewhere")
-def _(w: World) -> Steps:
-    from app.harness.tasks import write
-
-    yield lambda: write(w.path("none/out.json"), {})
-    yield lambda: write(w.path("out.json"), {})
-
-
 not_run("this interpreter has lm_eval; tests/app/commands/test_cli_errors.py hides it and sees the line, and `make setup` is how CI begins",
         (HARNESS, "make setup, or pip install lm_eval==0.4.13"))  # fmt: skip

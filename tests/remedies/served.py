@@ -156,6 +156,17 @@ def _(w: World) -> Steps:
         yield None
 
 
+@remedy(PUBLISH, "name another one, or make it private on the hub")
+def _(w: World) -> Steps:
+    w.patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    write(w.path("runs"), "stage3b")
+    with hub_server("hf_1") as hub:
+        what: Any = prepared(w)()
+        yield lambda: Hub(hub.url, "hf_1").send(what, private=True)
+        hub.private = True
+        yield None
+
+
 @remedy(COMMAND, "set it, or HF_TOKEN_FILE, to a token that may write")
 def _(w: World) -> Steps:
     w.patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 from jobs.config.job import Job
 from jobs.config.load import resolve
-from jobs.errors import wrong_python
+from jobs.errors import full_output, wrong_python
 from jobs.estimate.gpus import gpu_named
 from jobs.health import limits
 from tests.remedies.cases import Action, World, not_run, remedy
@@ -209,6 +210,24 @@ def _(w: World) -> Steps:
     yield lambda: limits("soon")
     yield lambda: limits("60")
     yield lambda: limits(None)
+
+
+@remedy("jobs/errors.py", "free some space, or write it elsewhere")
+def _(w: World) -> Steps:
+    def shown(path: Path) -> None:
+        output = path.open("w")
+        try:
+            with redirect_stdout(output):
+                print("a line", flush=True)
+        except OSError as error:
+            with redirect_stdout(output):
+                raise full_output(error) from None
+        finally:
+            with suppress(OSError):
+                output.close()
+
+    yield lambda: shown(Path("/dev/full"))
+    yield lambda: shown(w.path("out.txt"))
 
 
 @remedy(

@@ -185,7 +185,7 @@ def _(w: World) -> Steps:
     yield None
 
 
-@remedy(TEXTFILES, "try --dtype float32, or another model")
+@remedy("app/scoring/loglikelihood.py", "try dtype float32, or another model")
 def _(w: World) -> Steps:
     read = read_pairs(w.write("p.jsonl", [PAIR]))
     yield lambda: write_scored(w.path("out.jsonl"), read, [Scored(float("nan"), 1, False)], ["clean"])

@@ -133,9 +133,9 @@ def _(w: World) -> Steps:
 @remedy(CLIENT, "{}, or print the file with --dry-run")
 def _(w: World) -> Steps:
     there: list[str] = []  # what installing it would bring
-    w.patch.setattr(client, "found", lambda engine: "/bin/sbatch" if engine in there else None)
+    w.patch.setattr(client.shutil, "which", lambda program: "/bin/sbatch" if program in there else None)
     yield lambda: client.require("slurm")
-    there.append("slurm")
+    there.append("sbatch")
     yield None
 
 
@@ -150,7 +150,7 @@ def _(w: World) -> Steps:
             raise OSError(8, "Exec format error")
         raise subprocess.TimeoutExpired(argv, seconds)
 
-    w.patch.setattr(client, "found", lambda engine: "/bin/sbatch")
+    w.patch.setattr(client.shutil, "which", lambda program: "/bin/sbatch")
     run = answered(1) if "options" in w.text else broken
     yield lambda: client.submit("slurm", w.path("a.sbatch"), run)
     yield lambda: client.submit("slurm", w.path("a.sbatch"), answered(0))

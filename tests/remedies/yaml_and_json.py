@@ -15,6 +15,13 @@ def parsed(text: str) -> Action:
     return lambda: strict_yaml.parse(text, "a.yaml")
 
 
+@remedy(YAML, "correct the path, or make it readable")
+def _(w: World) -> Steps:
+    yield lambda: strict_yaml.read(w.path("mine.yaml"), "mine.yaml")
+    w.write("mine.yaml", "a: 1\n")
+    yield lambda: strict_yaml.read(w.path("mine.yaml"), "mine.yaml")
+
+
 @remedy(YAML, "write it as text")
 def _(w: World) -> Steps:
     yield parsed("a: !!binary aGk=")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from jobs.doctor import Check, checked, disk, report
+from jobs.doctor import Check, checked, disk, report, wrapped
 from jobs.errors import UserError
 from vast import policy as policies
 from vast.commands import start
@@ -39,7 +39,7 @@ def doctor(wiring: Wiring, image: str | None, ssh_key: Path | None, policy_file:
     """
     redact = Redactor()
     found = _checks(wiring, redact, image, ssh_key, policy_file, runs_dir.absolute())
-    raise click.exceptions.Exit(report(found, lambda line: click.echo(redact(line))))
+    raise click.exceptions.Exit(report(found, lambda line: click.echo(wrapped(redact(line)))))
 
 
 def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | None, policy_file: Path | None,

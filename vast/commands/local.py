@@ -67,8 +67,8 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
         init_runs=preflight.starting_runs(runs_dir, job),
     )  # fmt: skip
     start.run_secrets(policy, wiring.environ)
-    engine = reach(wiring.environ)
-    spec = decide(engine, Asked(gpu, cache, readable, labels), image, wiring.environ)
+    engine, identity = reach(wiring.environ)
+    spec = decide(engine, identity, Asked(gpu, cache, readable, labels), image, wiring.environ)
     require_writable(runs_dir)
     now = datetime.fromtimestamp(wiring.clock.now(), UTC)
     run_id = plans.run_id_of(asked.stage, now, token_hex(2))
@@ -80,7 +80,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
         "image": f"{image} ({spec.image_id.removeprefix('sha256:')[:12]})",
         "container": f"user {spec.user}, GPUs: {spec.gpus}, cache {spec.cache}; removed at the end",
         "caps": f"{policy.caps.hours:g} h, of which {policy.caps.reserve_minutes:g} min are kept for the end",
-        "attempts": f"{policy.attempts} containers, one after the other",
+        "attempts": f"at most {policy.attempts} containers, one after the other",
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, handed over when the job starts",
     })  # fmt: skip
     folder = Folder(runs_dir, run_id)
@@ -95,11 +95,11 @@ def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> 
     return policies.load(path, options, over={POLICY_NAME: POLICY})
 
 
-def decide(engine: Engine, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
+def decide(engine: Engine, identity: str, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
     """The container spec, once the image is here (pulled if absent). Raises UserError before anything is made."""
     where = f"--image {image}"
     try:
-        info, identity = engine.info(), engine.identity()
+        info = engine.info()
         try:
             image_id = engine.image(image)
         except Missing:

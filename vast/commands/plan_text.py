@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from shutil import get_terminal_size
+from textwrap import fill
 
 import click
 
@@ -20,10 +21,15 @@ from vast.supervisor.state import Plan
 
 
 def print_rows(rows: Mapping[str, object]) -> None:
-    """On stderr: standard output is for the lines of polls. An empty row is left out."""
+    """On stderr: standard output is for the lines of polls. An empty row is left out; a long one ends no line of a terminal
+    within a word."""
+    width = get_terminal_size().columns if sys.stderr.isatty() else sys.maxsize
     for name, text in rows.items():
         if text:
-            click.echo(f"{name:<12} {text}", err=True)
+            row = f"{name:<12} {text}"
+            click.echo(
+                fill(row, width, subsequent_indent=" " * 13, break_long_words=False, break_on_hyphens=False), err=True
+            )
 
 
 def print_table(columns: Sequence[Column], cells: Sequence[Sequence[str]], *piped: Sequence[str]) -> None:
@@ -59,7 +65,7 @@ def print_plan(plan: Plan, policy: Policy, work: Work, request: RunRequest, foun
         f"{best.place or 'place unknown'}; the cheapest of {len(found)} that fit, or the next one if it is gone",
         "estimate": estimate,
         "caps": f"${caps.dollars:.2f} and {caps.hours:g} h, of which {caps.reserve_minutes:g} min are kept for the end",
-        "attempts": f"{policy.attempts} machines, one after the other",
+        "attempts": f"at most {policy.attempts} machines, one after the other",
         "destroyed": _destroyed(policy),
         "bid": None if plan.bid is None else bid,
         "secrets": policy.secrets and f"{', '.join(policy.secrets)}, sent over ssh when the job starts",

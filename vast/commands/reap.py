@@ -36,12 +36,13 @@ def reap(wiring: Wiring, all_mine: bool, dry_run: bool, policy_file: Path | None
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     redact = Redactor(key)
     account = preflight.account(cloud, wiring.environ, wiring.home)
+    skew = preflight.skew_of(cloud)
     instances = cloud.instances()
     if instances is None:
         trouble = preflight.trouble_of(cloud)
         click.echo(f"error: Vast.ai: the machines cannot be listed: {trouble}; try again", err=True)
         raise click.exceptions.Exit(EXIT_BUG)
-    skew = preflight.skew_of(cloud)
+    skew = min(skew, preflight.skew_of(cloud))  # one answer of a server whose clock is ahead must not end a healthy run
     here = supervision(runs_dir.absolute(), wiring.clock.now(), policy.watchdog.silent)
     known = known_machines(runs_dir.absolute(), account.id)
     found = reaping.judge(instances, wiring.clock.now() + skew, here, all_mine, known)

@@ -20,6 +20,7 @@ from vast.records import status as statuses
 from vast.records.overview import as_html, as_text, overview
 from vast.records.report import burn_in_words
 from vast.records.run_dir import Folder, find, folders
+from vast.secrets import printable
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
 
@@ -89,15 +90,15 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     answered = False
     while True:
         state = folder.state()
-        machine, closed = state.machine, state.phase is Phase.CLOSED
-        there = machine is not None and machine.starts and machine.addresses
-        part = _from_host(folder, wiring, machine, shown, tail) if machine is not None and there else None
+        closed = state.phase is Phase.CLOSED
+        part = _from_host(folder, wiring, state.machine, shown, tail)
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
         if part is not None:
             text, following = part
             answered = True
-            click.echo(text, nl=False)
+            # The machine may be somebody else's, and a terminal would act on its control characters.
+            click.echo(printable(click.unstyle(text), keep="\n\r\t"), nl=False)
             if shown is None or following > shown:
                 shown = following
                 continue  # one answer may hold a part of it only
@@ -110,8 +111,10 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
 
 
 def _from_host(
-    folder: Folder, wiring: Wiring, machine: Machine, offset: int | None, tail: int
+    folder: Folder, wiring: Wiring, machine: Machine | None, offset: int | None, tail: int
 ) -> tuple[str, int] | None:
+    if machine is None or not machine.starts or not machine.addresses:
+        return None
     with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
         answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
     return None if answer is None else (str(answer["text"]), int(answer["next"]))

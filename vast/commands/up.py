@@ -75,14 +75,11 @@ class RentOptions(JobOptions):
         return policies.load(self.policy_file, {**caps(self.max_cost, self.max_hours), **self.overrides()})
 
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
-        """More layers of the policy. Raises ConfigError."""
-        text = self.destroy_on
-        if text is None:
+        """More layers of the policy."""
+        ends = self.destroy_on
+        if ends is None:
             return {}
-        ends = {word.strip() for word in text.split(",")} - {"none"}
-        if not ends <= {"done", "fail"} or not text.strip():
-            raise ConfigError(f"--destroy-on {text}", "expected done, fail, done,fail or none", "correct it")
-        return {f"--destroy-on {text}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
+        return {f"--destroy-on {ends}": {"destroy_on": {"done": "done" in ends, "fail": "fail" in ends}}}
 
     def work(self) -> works.Work:
         """A stage, or a campaign. Raises ConfigError, also where it names paths of this machine."""
@@ -114,8 +111,9 @@ class RentOptions(JobOptions):
 @cap_options
 @machine_options
 @click.option("--bid", type=POSITIVE, metavar="DOLLARS", help="Per hour, of an interruptible machine.")
-@click.option("--destroy-on", metavar="ENDS", help="Which ends destroy the machine: done,fail (the default), done, fail or "
-              "none. Otherwise it is kept for a person until a cap is near.")  # fmt: skip
+@click.option("--destroy-on", type=click.Choice(["done,fail", "done", "fail", "none"]), metavar="ENDS",
+              help="Which ends destroy the machine: done,fail (the default), done, fail or none. Otherwise it is kept for a "
+              "person until a cap is near.")  # fmt: skip
 @policy_option
 @job_options
 @click.option(

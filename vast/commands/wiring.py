@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.errors import ConfigError, RunStateError, UserError
+from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
 from vast import policy as policies
@@ -21,7 +21,6 @@ from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
-from vast.local.engine_errors import EngineError
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.marketplace.account_key import find_key
@@ -55,11 +54,6 @@ class ShellContext:
     instance: Callable[[], int | None]  # the current one: host keys are pinned per instance
 
 
-def api_address(environ: Mapping[str, str]) -> tuple[str, int]:
-    parts = urlsplit(environ.get("VAST_URL") or DEFAULT_URL)
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
 def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
     """The market, and the account's key for a redactor. Raises AccountKeyError, UrlError."""
     key = find_key(environ, home)
@@ -80,7 +74,9 @@ def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "roo
     """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
     folder, own = context.folder, context.request.ssh_key
     key = key or (None if own is None else Path(own))
-    policy, seen = policies.load(folder.policy), tuple(probes) or (api_address(context.environ),)
+    api = urlsplit(context.environ.get("VAST_URL") or DEFAULT_URL)
+    market = (api.hostname or "", api.port or (443 if api.scheme == "https" else 80))
+    policy, seen = policies.load(folder.policy), tuple(probes) or (market,)
     way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
     return host_shell(
         context, way, lambda: network.is_up(seen), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
@@ -99,10 +95,7 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
 
 def engine(environ: Mapping[str, str]) -> str:
     """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    try:
-        return f"answers: {reach(environ).identity()}"
-    except EngineError as error:
-        raise UserError("docker", f"the engine does not answer: {error}", "start it") from None
+    return f"answers: {reach(environ)[1]}"
 
 
 @dataclass(frozen=True)
@@ -134,8 +127,10 @@ def with_hosts(wiring: Wiring) -> Wiring:
     path = wiring.environ.get(HOSTS)
     if not path:
         return wiring
+    if not Path(path).is_file():
+        raise ConfigError(f"${HOSTS}={path}", "no such file", "name the list of machines, or unset it for the market")
     hosts = load(Path(path))
-    key = Path(hosts.key).expanduser()
+    key = Path(os.path.expanduser(hosts.key))  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")
 
@@ -176,11 +171,7 @@ def with_hosts(wiring: Wiring) -> Wiring:
 def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
     """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
     known = container_spec.read(folder.local)
-    engine = reach(environ)
-    try:
-        found = engine.identity()
-    except EngineError as error:
-        raise RunStateError(folder.path, f"the container engine does not answer: {error}", "start it") from None
+    engine, found = reach(environ)
     if found != known.engine:
         fact = f"its container is on the engine {known.engine}, and {found} answers"
         raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")

@@ -5,6 +5,7 @@ Standard library only, Python 3.11: an ssh session sees nothing of the image's e
 """
 
 import argparse
+import codecs
 import json
 import os
 import sys
@@ -40,7 +41,10 @@ def log_text(root: Path, tail: int | None, follow_from: int | None) -> dict[str,
         kept = b"".join(data.splitlines(keepends=True)[-tail:]) if tail else b""
         offset += len(data) - len(kept)
         data = kept
-    return {"offset": offset, "next": offset + len(data), "text": data.decode(errors="replace")}
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data)
+    rest = len(decoder.getstate()[0])  # a character of which the end is to come
+    return {"offset": offset, "next": offset + len(data) - rest, "text": text}
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -53,14 +57,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "lease": "renew the lease of the dead-man's switch",
         "rent": "rent this machine to the run on standard input",
         "rental": "who has this machine",
-        "release": "end a rental, its job and its files",
+        "release": "end a rental, its job, its files and its secrets",
         "secrets": "take secrets from standard input into memory",
         "files": "what can be pulled",
         "log": "the job's output",
     })  # fmt: skip
     for one in made.values():
         one.add_argument("--root", type=Path, default=ROOT, help="where runs are kept (default: %(default)s)")
-    for name in ("start", "secrets"):
+    for name in ("start", "secrets", "rent", "release"):
         made[name].add_argument("--secrets-dir", type=Path, default=secretfiles.DIRECTORY, help="default: %(default)s")
     made["burnin"].add_argument("--python", default=burnin.PYTHON, help="one with torch (default: %(default)s)")
     made["burnin"].add_argument("--download", default=burnin.DOWNLOAD, metavar="URL", help="default: %(default)s")
@@ -103,12 +107,12 @@ def _act(options: argparse.Namespace, job_arguments: Sequence[str]) -> dict[str,
             return {"watchdog": lease.view(root / WATCHDOG)}
         case "rent":
             label, number, words = rental.parse(sys.stdin.read(secretfiles.LARGEST))
-            rental.take(root, label, number, words)
+            rental.take(root, label, number, words, options.secrets_dir)
             return rental.view(root)
         case "rental":
             return rental.view(root)
         case "release":
-            return rental.release(root, options.id)
+            return rental.release(root, options.id, options.secrets_dir)
         case "secrets":
             given = secretfiles.parse(sys.stdin.read(secretfiles.LARGEST))
             return {"secrets": secretfiles.store(given, options.secrets_dir)}

@@ -8,7 +8,6 @@ Proxies are those of urllib (HTTPS_PROXY, NO_PROXY, user and password in the URL
 
 import http.client
 import socket
-import ssl
 import threading
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -120,21 +119,14 @@ def _send(
     request: urllib.request.Request, sockets: _Sockets, connect: float, largest: int, redirects: bool,
     proxies: Mapping[str, str] | None, received: Callable[[int, int], None],
 ) -> Response:  # fmt: skip
-    def made(kind: Any) -> Any:
-        def build(host: str, **options: Any) -> Any:
-            connection = kind(host, **options)
-            connection._create_connection = sockets.connect
-            return connection
-
-        return build
-
     class Bounded(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
-        def http_open(self, request: urllib.request.Request) -> Any:
-            return self.do_open(made(http.client.HTTPConnection), request)
+        def do_open(self, http_class: Any, req: urllib.request.Request, **http_conn_args: Any) -> Any:
+            def build(host: str, **more: Any) -> Any:
+                connection = http_class(host, **more)
+                connection._create_connection = sockets.connect
+                return connection
 
-        def https_open(self, request: urllib.request.Request) -> Any:
-            context = ssl.create_default_context()
-            return self.do_open(made(http.client.HTTPSConnection), request, context=context)
+            return super().do_open(build, req, **http_conn_args)
 
     proxy = urllib.request.ProxyHandler(None if proxies is None else dict(proxies))
     opener = urllib.request.build_opener(Bounded, proxy, _AsTheyCome(redirects))

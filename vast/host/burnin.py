@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 import time
 import urllib.request
@@ -176,30 +177,23 @@ def run_program(argv: Sequence[str], seconds: float) -> Ended:
 
 def disk(root: Path, size: int = DISK_BYTES, seconds: float = DISK_SECONDS) -> dict[str, Any]:
     """disk_write_mb_s, synced, and disk_read_mb_s, with the page cache dropped; disk_free_gb."""
-    free = shutil.disk_usage(root).free
-    path, piece = root / f".burnin-{os.getpid()}", os.urandom(PIECE)
+    free, piece = shutil.disk_usage(root).free, os.urandom(PIECE)
     if free < 2 * size:
         return {"disk_error": f"{free / 1e9:.1f} GB are free"}
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        try:
-            written, begun = 0, time.monotonic()
-            while written < size and time.monotonic() - begun < seconds:
-                written += os.write(descriptor, piece)
-                os.fdatasync(descriptor)
-            write = written / max(1e-6, time.monotonic() - begun)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            got, begun = 0, time.monotonic()
-            while time.monotonic() - begun < seconds and (data := os.read(descriptor, PIECE)):
-                if got % PIECE == 0 and len(data) == PIECE and data != piece:
-                    return {"disk_error": "what was written is not what is read"}
-                got += len(data)
-            read = got / max(1e-6, time.monotonic() - begun)
-        finally:
-            os.close(descriptor)
-    finally:
-        path.unlink(missing_ok=True)
+    with tempfile.TemporaryFile(dir=root, buffering=0) as file:  # without a name: a kill leaves nothing of it
+        written, begun = 0, time.monotonic()
+        while written < size and time.monotonic() - begun < seconds:
+            written += file.write(piece)
+            os.fdatasync(file)
+        write = written / max(1e-6, time.monotonic() - begun)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        file.seek(0)
+        got, begun = 0, time.monotonic()
+        while time.monotonic() - begun < seconds and (data := file.read(PIECE)):
+            if got % PIECE == 0 and len(data) == PIECE and data != piece:
+                return {"disk_error": "what was written is not what is read"}
+            got += len(data)
+        read = got / max(1e-6, time.monotonic() - begun)
     return {
         "disk_write_mb_s": round(write / 1e6, 1),
         "disk_read_mb_s": round(read / 1e6, 1),

@@ -41,13 +41,13 @@ def files(root: Path, everything: bool = False, have: str | None = None, done: S
     if run is not None and have is not None and not have.startswith(f"{hostruns.name_of(root, run)}/"):
         have = None  # of another run of the campaign
     over = state is not None and jobstate.over(state)
-    listing = _Listing(root, run)
+    listing = _Listing(root)
     complete, checkpoint = run is not None and hostruns.is_complete(run), None
-    if complete:
-        listing.complete()
+    if run is not None and complete:
+        listing.complete(run)
     elif run is not None:
-        checkpoint = listing.unfinished(everything, have, over)
-    listing.host(over)
+        checkpoint = listing.unfinished(run, everything, have, over)
+    listing.host(root if run is None else run, over)
     of_campaign: dict[str, Any] = {}
     if campaign is not None:
         listing.whole(root / hostruns.list_of(campaign))
@@ -63,42 +63,42 @@ def files(root: Path, everything: bool = False, have: str | None = None, done: S
 
 
 class _Listing:
-    def __init__(self, root: Path, run: Path | None) -> None:
-        self.root, self.run = root, run
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.hashes = snapshot.Hashes(root)
         self.entries: list[Entry] = []
 
-    def complete(self) -> None:
+    def complete(self, run: Path) -> None:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
-        assert self.run is not None
-        snapshot.release(self.root, self.run)
-        manifest = read_json_or_nothing(self.run / "manifest.json").get("files")
+        snapshot.release(self.root, run)
+        manifest = read_json_or_nothing(run / "manifest.json").get("files")
         if not isinstance(manifest, dict):
-            raise RunStateError(self.run / "manifest.json", "malformed", "look at it on that machine")
+            raise RunStateError(run / "manifest.json", "malformed", "look at it on that machine")
         for name, known in manifest.items():
             if isinstance(known, dict):
-                self._add(self.run / name, known.get("sha256"), known.get("size"))
-        self.whole(self.run / "heartbeat.json")
+                self._add(run / name, known.get("sha256"), known.get("size"))
+        self.whole(run / "heartbeat.json")
         for name in ("manifest.json", "summary.json"):
-            self._add(self.run / name, self.hashes.of(self.run / name))
+            self._add(run / name, self.hashes.of(run / name))
 
-    def unfinished(self, everything: bool, have: str | None, over: bool) -> str | None:
+    def unfinished(self, run: Path, everything: bool, have: str | None, over: bool) -> str | None:
         """The run's own files, and its newest complete checkpoint, whose name is returned.
 
         over: the job is, and nothing changes any more: with `everything` each directory is listed.
         """
-        assert self.run is not None
-        for path in sorted(self.run.iterdir()):
+        for path in sorted(run.iterdir()):
             if path.is_file() and not _is_left_out(path):
                 self._own(path, over)
-        for path in sorted(self.run.iterdir()) if everything else ():
+        for path in sorted(run.iterdir()) if everything else ():
             settled = over or path.name == "final"  # which came by a rename, and is whole
             if settled and path.is_dir() and path.name not in ("checkpoints", HOST) and not path.name.endswith(".tmp"):
-                self._tree(path)
-        if over and (there := hostruns.checkpoints(self.root, self.run)):
+                for file in sorted(path.rglob("*")):
+                    if file.is_file() and not _is_left_out(file):
+                        self.whole(file)
+        if over and (there := hostruns.checkpoints(self.root, run)):
             # nothing is pruned any more: the newest of all is wanted
-            snapshot.release(self.root, self.run, keep=self.root / SNAPSHOTS / there[-1].name)
-        found, source = snapshot.newest(self.root, self.run, have)
+            snapshot.release(self.root, run, keep=self.root / SNAPSHOTS / there[-1].name)
+        found, source = snapshot.newest(self.root, run, have)
         if found is None:
             return None
         for name in [*sorted(found.files), hostruns.MARK]:
@@ -119,8 +119,7 @@ class _Listing:
 
     def _of_this_moment(self, path: Path) -> Path:
         """A hard link to the current content of `path`. Without hard links: `path` itself, whose content may change."""
-        assert self.run is not None
-        link = self.root / SNAPSHOTS / hostruns.name_of(self.root, self.run) / MOMENT / path.name
+        link = self.root / SNAPSHOTS / hostruns.name_of(self.root, path.parent) / MOMENT / path.name
         temporary = link.with_name(f".{link.name}.{os.getpid()}.tmp")
         try:
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -132,27 +131,21 @@ class _Listing:
             return path
         return link
 
-    def _tree(self, directory: Path) -> None:
-        for path in sorted(directory.rglob("*")):
-            if path.is_file() and not path.is_symlink() and not _is_left_out(path):
-                self.whole(path)
-
     def whole(self, path: Path) -> None:
         """A file that is replaced whole, if it is there."""
         with suppress(OSError):
             self._add(path, self.hashes.of(path))
 
-    def host(self, over: bool) -> None:
-        """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy."""
+    def host(self, base: Path, over: bool) -> None:
+        """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy, `base`."""
         listed = {entry["path"] for entry in self.entries}
-        base = self.run / HOST if self.run is not None else self.root / HOST
         for path in (
             self.root / RUNNER / jobstate.STATE,
             self.root / RUNNER / jobstate.LOG,
             self.root / WATCHDOG / lease.LOG,
         ):
             name = "watchdog.txt" if path.parent.name == WATCHDOG else path.name
-            at = base / name
+            at = base / HOST / name
             with suppress(OSError):
                 final = over and path.parent.name == RUNNER
                 if hostruns.name_of(self.root, at) not in listed:
@@ -167,4 +160,6 @@ class _Listing:
 
 
 def _is_left_out(path: Path) -> bool:
-    return path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    """Also links, which rsync does not bring, and names that make a listing void: a person's on a machine that was kept."""
+    odd = path.is_symlink() or not hostruns.is_safe(path.name)
+    return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))

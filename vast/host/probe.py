@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -82,28 +81,23 @@ def job_fields(root: Path, clock: Clock) -> dict[str, Any]:
     return {
         **{key: state[key] for key in ("phase", "attempt", "exit_code", "end_reason", "fingerprint", "fixes")},
         "run": None if run is None else hostruns.name_of(root, run),
-        **progress(beat, clock),
-        **({"beat_age": age} if not beat and (age := age_without_beat(state, clock)) is not None else {}),
+        **{key: int(finite(beat.get(key)) or 0) for key in ("step", "total")},
+        **{key: finite(beat.get(key)) for key in ("loss", "tokens_per_s")},
+        "beat_age": beat_age(beat, clock) if beat else age_without_beat(state, time.clock_gettime(time.CLOCK_BOOTTIME)),
         "checkpoint": found[-1].name if found else None,
         "complete": hostruns.is_done(root, state, run),
     }
 
 
-def progress(beat: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
-    """step, total, loss, tokens_per_s, beat_age from heartbeat.json."""
-    return {
-        **{key: int(finite(beat.get(key)) or 0) for key in ("step", "total")},
-        **{key: finite(beat.get(key)) for key in ("loss", "tokens_per_s")},
-        "beat_age": beat_age(beat, clock),
-    }
+def age_without_beat(state: Mapping[str, Any], since_boot: float) -> float | None:
+    """Seconds since the start of a job that runs and has written no heartbeat, once that is too long for its imports.
 
-
-def age_without_beat(state: Mapping[str, Any], clock: Clock) -> float | None:
-    """Seconds since the start of a job that runs and has written no heartbeat, once that is too long for its imports."""
-    with suppress(TypeError, ValueError):
-        age = clock.time() - datetime.fromisoformat(state["started"]).timestamp()
-        return age if state["phase"] == "running" and age > SILENCE else None
-    return None
+    since_boot: seconds, of the kernel's clock that nobody sets: a host may correct its time in the first minutes.
+    """
+    if state["phase"] != "running":
+        return None
+    age = since_boot - state["job"]["ticks"] / os.sysconf("SC_CLK_TCK")
+    return age if age > SILENCE else None
 
 
 def beat_age(beat: Mapping[str, Any], clock: Clock) -> float | None:

@@ -15,12 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from jobs import lock
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json_or_nothing
 from vast.host import detach, jobstate, jsonfiles, lease, processes
 from vast.host.runs import RUNNER, WATCHDOG
 
-RENTAL = "rental.json"
+RENTAL, LOCK = "rental.json", ".rental.lock"
 _LABEL = re.compile(r"prefill/([a-z0-9][a-z0-9._-]*)/\d+")  # of vast/ports.py; a test compares
 
 
@@ -37,25 +38,19 @@ def parse(text: str) -> tuple[str, int, list[str]]:
     raise UserError("rental", "malformed", 'give one JSON object on standard input: {"label", "id", "argv"}')
 
 
-def take(base: Path, label: str, number: int, argv: Sequence[str]) -> None:
+def take(base: Path, label: str, number: int, argv: Sequence[str], secrets: Path) -> None:
     """Rent this machine to the run of `label`, and start its dead-man's switch. Raises RunStateError if another run has it."""
-    with jobstate.io_errors_reported(base):
-        base.mkdir(parents=True, exist_ok=True)
+    with jobstate.io_errors_reported(base), lock.exclusive(base / LOCK):
         found = _read(base)
-        if found is not None and not _is_alive(base, found):
-            _clear(base, found)
-        temporary = base / f".{RENTAL}.{os.getpid()}.tmp"
-        try:
-            jsonfiles.write(temporary, {"label": label, "id": number})
-            os.link(temporary, base / RENTAL)  # one of two that come at once fails
-        except FileExistsError:
-            fact = f"is rented by {(_read(base) or {}).get('label', 'another run')}"
-            raise RunStateError(base, fact, "take another machine, or end that run") from None
-        finally:
-            temporary.unlink(missing_ok=True)
+        if found is not None and _is_alive(base, found):
+            raise RunStateError(base, f"is rented by {found['label']}", "take another machine, or end that run")
+        if found is not None:
+            _clear(base, found, secrets)
+        # First of all, or a `take` that is killed here would leave what nobody removes.
+        jsonfiles.write(base / RENTAL, {"label": label, "id": number})
         directory_of(base, label).mkdir(exist_ok=True)
         switch = detach.spawn(argv)
-        # Its own file names it only once it watches, and a release may come before.
+        # Its own file names it only once it watches, and a release or the next run may come before.
         with suppress(RunStateError):  # it has ended already
             jsonfiles.write(base / RENTAL, {"label": label, "id": number, **asdict(processes.identify(switch))})
 
@@ -66,13 +61,15 @@ def view(base: Path) -> dict[str, Any]:
     return {"rental": None if found is None else {**found, "alive": _is_alive(base, found)}}
 
 
-def release(base: Path, number: int) -> dict[str, Any]:
-    """End this rental at once: job, switch and files. released: False if the machine is not rented under this id."""
-    found = _read(base)
-    if found is None or found["id"] != number:
+def release(base: Path, number: int, secrets: Path) -> dict[str, Any]:
+    """End this rental at once: job, switch, files and secrets. released: False if the machine is not rented under this id."""
+    if not base.is_dir():
         return {"released": False}
-    with jobstate.io_errors_reported(base):
-        _clear(base, found)
+    with jobstate.io_errors_reported(base), lock.exclusive(base / LOCK):
+        found = _read(base)
+        if found is None or found["id"] != number:
+            return {"released": False}
+        _clear(base, found, secrets)
     return {"released": True}
 
 
@@ -92,24 +89,29 @@ def _read(base: Path) -> dict[str, Any] | None:
 def _is_alive(base: Path, found: dict[str, Any]) -> bool:
     root = directory_of(base, found["label"])
     watch = lease.view(root / WATCHDOG)
-    if watch is not None and watch["armed"]:
+    if (watch is not None and watch["armed"]) or lease.watcher(read_json_or_nothing(base / RENTAL)) is not None:
         return True
     state = jobstate.known(root / RUNNER)
     return state is not None and not jobstate.over(state)
 
 
-def _clear(base: Path, found: dict[str, Any]) -> None:
-    """Job first, or the switch would ask it for a checkpoint; the rental itself last."""
+def _clear(base: Path, found: dict[str, Any], secrets: Path) -> None:
+    """Runner and job first: the one would write again, and the switch would ask the other for a checkpoint. The rental last."""
     root = directory_of(base, found["label"])
     state = jobstate.known(root / RUNNER)
-    job = None if state is None else jobstate.process(state, "job")
+    runner, job = (None if state is None else jobstate.process(state, role) for role in ("runner", "job"))
+    _kill(runner)
     if job is not None:
         with suppress(RunStateError):
             processes.signal_group(job, root / RUNNER / jobstate.LOG, signal.SIGKILL)
-    for named in (read_json_or_nothing(base / RENTAL), read_json_or_nothing(root / WATCHDOG / lease.STATE)):
-        watcher = lease.watcher(named)
-        if watcher is not None:
-            with suppress(ProcessLookupError):
-                os.kill(watcher.pid, signal.SIGKILL)
+    for named in (base / RENTAL, root / WATCHDOG / lease.STATE):
+        _kill(lease.watcher(read_json_or_nothing(named)))
+    shutil.rmtree(secrets, ignore_errors=True)
     shutil.rmtree(root, ignore_errors=True)
     (base / RENTAL).unlink(missing_ok=True)
+
+
+def _kill(process: processes.Process | None) -> None:
+    if process is not None and processes.lives(process):
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)

@@ -8,15 +8,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import RunStateError, UserError
+from vast.host import subprocess_run
 
 DIRECTORY = Path("/dev/shm/prefill")
-MOUNTS = Path("/proc/self/mountinfo")
-IN_MEMORY = {"tmpfs", "ramfs"}
+IN_MEMORY = {"tmpfs", "ramfs"}  # file systems, as stat(1) names them
+STAT = 10.0  # seconds
 LARGEST = 64 * 1024  # bytes of all of them
 _NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _PATH_NAMES = {"HF_TOKEN": "HF_TOKEN_PATH"}
@@ -71,7 +71,8 @@ def _prepare(directory: Path) -> None:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise RunStateError(directory, "is not a directory of this user", "remove it on that machine")
-    if not is_in_memory(directory):
+    kind = ("stat", "--file-system", "--format=%T", str(directory))
+    if subprocess_run.run(kind, timeout=STAT, env=os.environ).out.strip() not in IN_MEMORY:
         raise RunStateError(directory, "is on a disk, and secrets are kept in memory", "mount a tmpfs on /dev/shm")
     directory.chmod(0o700)
 
@@ -82,19 +83,3 @@ def _write(path: Path, secret: str) -> None:
     with open(temporary, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
         file.write(secret)  # "x" follows no link
     temporary.replace(path)
-
-
-def is_in_memory(path: Path) -> bool:
-    """Whether the file system below `path` is kept in memory; the last and longest mount point above it decides."""
-    at, kind = "", ""
-    for point, kind_there in _mounts():
-        if path.is_relative_to(point) and len(point) >= len(at):
-            at, kind = point, kind_there
-    return kind in IN_MEMORY
-
-
-def _mounts() -> Iterator[tuple[str, str]]:
-    """(mount point, file system), see proc_pid_mountinfo(5)."""
-    for line in MOUNTS.read_text(encoding="utf-8").splitlines():
-        before, _, after = line.partition(" - ")
-        yield before.split()[4].replace("\\040", " "), after.split()[0]

@@ -89,10 +89,9 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
     return found if type(found) is int and found > 0 else 0
 
 
-def prune(root: Path, home: str | None) -> list[str]:
-    """Make room in the unfinished runs, and return what was removed: checkpoints that the local copy has or older ones, torn
-    ones, half a final model, snapshots. Never the newest complete checkpoint of a run."""
-    removed = []
+def prune(root: Path, home: str | None) -> None:
+    """Make room in the unfinished runs. Checkpoints go that the local copy has or older ones, torn ones, half a final model,
+    snapshots; never the newest complete checkpoint of a run."""
     for run in _unfinished_runs(root):
         found = hostruns.checkpoints(root, run)
         at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
@@ -101,10 +100,8 @@ def prune(root: Path, home: str | None) -> list[str]:
         removable += [path for path in _directories(run) if path.name.endswith(".tmp")]
         for path in removable:
             shutil.rmtree(path, ignore_errors=True)
-            removed.append(hostruns.name_of(root, path))
         if found:  # else the snapshot is the only checkpoint
             snapshot.release(root, run)
-    return removed
 
 
 def _unfinished_runs(root: Path) -> Iterator[Path]:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 from jobs import lock
 from jobs.errors import EXIT_OK, RunStateError, UserError
 from jobs.runs.atomic import finite, read_json_or_nothing
-from vast.host import jobstate, jsonfiles, lease
+from vast.host import jobstate, jsonfiles, lease, secretfiles
 from vast.host.dead_man_switch import Act, Limits, Memory, started_again, tick
 from vast.host.runner import Parser, seconds
 from vast.host.watched_job import OwnInstance, WatchedMachine, take_instance
@@ -128,7 +128,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     one.add_argument("--max-dollars", type=seconds, required=True, metavar="DOLLARS")
     one.add_argument("--dollars-per-hour", type=seconds, required=True, metavar="DOLLARS")
     one.add_argument("--url", default="", help="of the API, such as https://console.vast.ai")
-    one.add_argument("--local", action="store_true", help="in place of DELETE, end")
+    one.add_argument("--local", action="store_true", help="in place of DELETE, end, and remove the job's secrets")
+    one.add_argument("--secrets-dir", default=str(secretfiles.DIRECTORY), help="default: %(default)s")
     return parser.parse_args(argv)
 
 

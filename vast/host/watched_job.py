@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 import urllib.request
@@ -89,6 +90,7 @@ class WatchedMachine:
     def destroy(self) -> str | None:
         """The outcome of one DELETE; None if the machine has ended."""
         if self.local:
+            shutil.rmtree(self.config["secrets_dir"], ignore_errors=True)  # a machine of one's own outlives the run
             self.say("ended")
             return None
         return self._message if self.instance is None else delete(self.instance)

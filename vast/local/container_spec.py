@@ -93,10 +93,10 @@ def _cache(text: str) -> str:
             remedy = "name a volume, or a directory with a / in it"
             raise ConfigError(f"--cache {text}", "is no name of a volume", remedy)
         return text
-    path = Path(text)
-    with io_errors_reported(path):
-        path.mkdir(parents=True, exist_ok=True)
-    return _mountable(path)
+    directory = _mountable(Path(text))
+    with io_errors_reported(Path(text), "name another directory, or a volume: --cache"):
+        Path(text).mkdir(parents=True, exist_ok=True)
+    return directory
 
 
 def _readable(text: str) -> str:

@@ -8,8 +8,7 @@ packet with the head of an answer. They use the same session of `requests`, whic
 import math
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 from jobs.errors import UserError
@@ -23,8 +22,8 @@ CHUNK = 1 << 16
 MOST_OUTPUT = 64 << 20  # bytes of one command: a fault writes for ever
 
 
-def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
-    """The engine of DOCKER_HOST, else of docker's current context. Raises UserError if none answers."""
+def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> tuple["Engine", str]:
+    """The engine of DOCKER_HOST, else of docker's current context, and its identity. Raises UserError if none answers."""
     try:
         import docker
     except ImportError:
@@ -35,15 +34,13 @@ def connect(environ: Mapping[str, str], timeout: Seconds = CALL) -> "Engine":
         fact = "is reached by ssh, which is not supported here"
         raise UserError(f"DOCKER_HOST={host}", fact, "set DOCKER_HOST to a socket of this machine")
     try:
-        client = docker.from_env(timeout=timeout, environment=dict(environ))
-        engine = Engine(client.api)
-        engine.info()
+        engine = Engine(docker.from_env(timeout=timeout, environment=dict(environ)).api)
+        return engine, engine.identity()
     except (EngineError, docker.errors.DockerException, OSError, ValueError) as error:
         where = f"DOCKER_HOST={host}" if host else "docker"
         fact = f"no container engine answers ({brief(error)})"
         remedy = "start it, or set DOCKER_HOST to the socket of yours, rootless and podman's too"
         raise UserError(where, fact, remedy) from None
-    return engine
 
 
 class Engine:
@@ -172,20 +169,11 @@ class Engine:
                 raise Silent("it has not ended in time")
             time.sleep(0.02)
 
-    @contextmanager
-    def archive(self, container: str, path: str, until: float) -> Iterator[Iterator[bytes]]:
-        """A file or directory as the chunks of a tar archive, also of a container that is paused or dead."""
-
-        def chunks() -> Iterator[bytes]:
-            with classified():  # here too: the reader could take an OSError for one of the disk
-                for chunk in answer.iter_content(CHUNK):
-                    yield chunk
-                    if self.now() >= until:
-                        raise Silent("the time for this transfer is over")
-
+    def archive(self, container: str, path: str) -> Generator[bytes, None, None]:
+        """A file or directory as the chunks of a tar archive, also of a container that is paused or dead. To be closed."""
         options = {"params": {"path": path}, "timeout": (CONNECT, CALL)}
         with classified(), self._stream(self.api._get, "/containers/{0}/archive", container, **options) as answer:
-            yield chunks()
+            yield from answer.iter_content(CHUNK)
 
     def put(self, container: str, directory: str, archive: Iterable[bytes]) -> None:
         """Extract a tar archive into a directory that is there. `archive` may end the transfer by raising."""

@@ -58,6 +58,12 @@ def classified() -> Iterator[None]:
 
 
 def brief(error: BaseException) -> str:
+    """The system's own words, if a call of it is the cause: the SDK quotes three exceptions around them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__context__
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from vast.local.engine import Engine
@@ -60,7 +60,7 @@ class LocalTransport:
                 return Reply("timeout", err="\n".join([*wrong, f"no end within {timeout:g} s"]))
             try:
                 target = into / inside(path)
-                with self._engine.archive(address.host, f"{root}/{path}", until) as chunks:
+                with closing(self._engine.archive(address.host, f"{root}/{path}")) as chunks:
                     save(self._until(chunks, until, pace), target)
             except NoRoom as error:
                 return Reply("ok", 1, err=str(error), no_room=True)

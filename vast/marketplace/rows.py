@@ -205,6 +205,7 @@ def instance(row: object, redact: Text) -> Instance:
         dollars_per_hour=_known(number, row, "dph_total") or 0.0,
         end=_known(number, row, "end_date") or None,
         addresses=addresses(row),
+        start=_known(number, row, "start_date") or None,
     )
 
 

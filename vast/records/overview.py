@@ -22,7 +22,7 @@ _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8" /><meta name="viewport" content="width=device-width, initial-scale=1" />
 <meta name="color-scheme" content="light dark" /><title>Runs in {title}</title>
 <style>body {{ margin: 2em auto; max-width: 72em; padding: 0 1em; font: 1em/1.5 system-ui, sans-serif; }}
-pre {{ overflow-x: auto; }}</style></head>
+h1 {{ overflow-wrap: anywhere; }} pre {{ overflow-x: auto; }}</style></head>
 <body><h1>Runs in {title}</h1>
 {body}</body></html>
 """

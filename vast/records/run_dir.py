@@ -199,9 +199,7 @@ def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
         with suppress(UserError):
             last = folder.last()
             if last is not None and last.plan.account == account is not None:
-                state = last.state
-                ids = [one.id for one in state.doomed] + ([] if state.machine is None else [state.machine.id])
-                found.update(dict.fromkeys(ids, Label(folder.run_id, state.deadline)))
+                found.update(dict.fromkeys(last.state.ids(), Label(folder.run_id, last.state.deadline)))
     return found
 
 

@@ -10,6 +10,7 @@ import shlex
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from itertools import pairwise
 from typing import Any, Literal
@@ -34,8 +35,7 @@ _FIELD = re.compile(r'(\w+)="([^"]*)"')
 Open = Callable[[urllib.request.Request, float], Response]
 
 
-def _open(request: urllib.request.Request, seconds: float) -> Response:
-    return exchange(request, seconds, largest=LARGEST_TOKEN, redirects=True)
+_open = partial(exchange, largest=LARGEST_TOKEN, redirects=True)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import cast
 
 from jobs import errors
@@ -67,18 +68,26 @@ class Session:
             cloud = self.cloud
             if chosen.account is not None:
                 cloud = guarded(cloud, chosen.account, self.folder)
-            self.supervisor = Supervisor(
-                chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
-                WakingClock(self.clock, self._asked, self._serve_pull), journal,
+            make = partial(
+                Supervisor, chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
+                WakingClock(self.clock, self._asked, self._serve_pull),
                 last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
+            no_record = None
+            try:
+                self.supervisor = make(journal)
+            except (DiskFull, OSError) as error:
+                if not self.ending:
+                    raise
+                self.supervisor, no_record = make(MemoryJournal(self.folder.path, held=True)), _reason(error)
             begun()
             with warnings_shown(self.say):
                 with self.view:
-                    state, error = self._run(self.supervisor)
-                self._finish(state, keep=error is None)
-            if error is not None:
-                fact = f"no record can be written ({error}), so the run was ended and its machine destroyed"
+                    state, lost = self._run(self.supervisor)
+                no_record = no_record or lost
+                self._finish(state, keep=no_record is None)
+            if no_record is not None:
+                fact = f"no record can be written ({no_record}), so the run was ended and its machine destroyed"
                 remedy = f"make room; then close it: python -m vast down {self.folder.run_id}"
                 raise DiskFull(self.folder.path, fact, remedy)
             return state
@@ -193,7 +202,7 @@ class Session:
         self._show(lambda: self.view.say(f"[{when:%Y-%m-%dT%H:%M:%SZ}] {self.redact(text)}"))
 
     def _show(self, show: Callable[[], None]) -> None:
-        with suppress(OSError):  # the terminal was closed
+        with suppress(OSError, ValueError):  # the terminal was closed, or does not know a letter
             show()
 
     def _serve_pull(self) -> None:

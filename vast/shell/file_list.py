@@ -10,15 +10,14 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vast.shell.host_reports import checkpoint_name, run_name
+from vast.host.runs import is_safe
+from vast.shell.host_reports import checkpoint_name, count, run_name
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last
 MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, in this order
 NOT_PULLED = frozenset({"lock"})  # of the process that writes there; no process here holds it
-_PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-LONGEST = 400  # characters of a path
 MOST = 100_000  # files
 
 
@@ -64,19 +63,15 @@ class Listing:
         self.more = answer.get("more") is True  # another run of the campaign is to be listed
         self.done = answer.get("done") is True  # the whole job is
 
-    @property
-    def of_checkpoint(self) -> list[Listed]:
-        return [one for one in self.files if is_in_checkpoints(one.path)]
-
 
 def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Listed:
     if not isinstance(entry, dict):
         raise ListingRefused("an entry of the listing is no object")
-    path, size, sha256 = entry.get("path"), entry.get("size"), entry.get("sha256")
+    path, size, sha256 = entry.get("path"), count(entry.get("size")), entry.get("sha256")
     source = entry.get("from") or path
     if not isinstance(path, str) or not is_safe(path) or not isinstance(source, str) or not is_safe(source):
         raise ListingRefused(f"the path {path!r:.100} (from {source!r:.100}) is not one of a run")
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+    if size is None:
         raise ListingRefused(f"{path}: its size is no number of bytes")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise ListingRefused(f"{path}: its sha256 is none")
@@ -86,19 +81,6 @@ def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Lis
     if not path.startswith(tuple(allowed)) and path != shared:
         raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
-
-
-def is_safe(path: object) -> bool:
-    """Whether it is relative, stays below where it begins, and has no letters that a tool could read otherwise."""
-    if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
-        return False
-    return not any(part in (".", "..") for part in path.split("/"))
-
-
-def is_in_checkpoints(path: str) -> bool:
-    """STAGE/RUN/checkpoints/checkpoint-N/..."""
-    parts = path.split("/")
-    return len(parts) > 4 and parts[2] == "checkpoints"
 
 
 def _names_whole(checkpoint: str, files: list[Listed]) -> bool:

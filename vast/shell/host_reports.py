@@ -15,6 +15,7 @@ from vast.secrets import printable
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
+LARGEST = 10**15  # of a count: arithmetic with a longer integer of JSON overflows a float
 _RUN = re.compile(rf"[a-z0-9][a-z0-9._-]*/{ID_PATTERN.pattern}")
 _CHECKPOINT = re.compile(r"(.+)/checkpoints/checkpoint-(\d{1,12})")
 
@@ -36,18 +37,19 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
         return Host("unreachable", message="no answer of a machine of ours")
     if answer["nonce"] != nonce:
         return Host("wrong-host", message="its nonce is that of another run")
-    boot = word(answer.get("boot"))
+    boot, switch = word(answer.get("boot")), answer.get("watchdog")
     if boot is None:
         return Host("unreachable", message="its report has no boot id")
     return Host(
         "ok",
         boot,
-        armed(answer.get("watchdog")),
+        armed(switch),
         job(answer.get("job")),
         finite(answer.get("gpu_percent")),
         finite(answer.get("gpu_memory_percent")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
+        finite(switch.get("uptime")) if isinstance(switch, dict) else None,
     )
 
 
@@ -60,8 +62,8 @@ def job(value: object) -> JobReport | None:
     """Phase, attempt and exit code decide how a run ends and must be valid. The rest may be missing."""
     if not isinstance(value, dict) or value.get("phase") not in PHASES:
         return None
-    attempt, code = _count(value.get("attempt", 0)), value.get("exit_code")
-    if attempt is None or not (code is None or (isinstance(code, int) and not isinstance(code, bool))):
+    attempt, code = count(value.get("attempt", 0)), count(value.get("exit_code"))
+    if attempt is None or code != value.get("exit_code"):
         return None
     run = run_name(value.get("run"))
     fixes = value.get("fixes")
@@ -74,8 +76,8 @@ def job(value: object) -> JobReport | None:
         word(value.get("fingerprint")),
         tuple(text for text in texts if text),
         run,
-        _count(value.get("step")) or 0,
-        _count(value.get("total")) or 0,
+        count(value.get("step")) or 0,
+        count(value.get("total")) or 0,
         finite(value.get("loss")),
         finite(value.get("tokens_per_s")),
         finite(value.get("beat_age")),
@@ -102,5 +104,5 @@ def word(value: object) -> str | None:
     return printable(value[:LONGEST]).strip() or None
 
 
-def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+def count(value: object) -> int | None:
+    return value if type(value) is int and 0 <= value <= LARGEST else None

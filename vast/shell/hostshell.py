@@ -18,7 +18,7 @@ from vast.secrets import Secret
 from vast.shell import burn_in, host_reports, push
 from vast.shell.file_list import Listing, ListingRefused
 from vast.shell.local_copy import LocalCopy
-from vast.shell.pull import pull
+from vast.shell.pull import LEAST, free_bytes, pull
 from vast.shell.push import Input
 from vast.shell.transport import FREELY, Pace, Reply, Transport
 
@@ -92,7 +92,7 @@ class HostShell:
         known = (failures[contact] for contact in WORST if contact in failures)
         worst = next(known, Host("unreachable", message="no address is known"))
         if worst.message != self._failure:
-            log.warning("ssh: %s", worst.message)  # once, however often it is tried again
+            log.warning("no contact: %s", worst.message)  # once, however often it is tried again
         self._failure = worst.message
         return None, worst
 
@@ -243,8 +243,11 @@ class HostShell:
         if address is None:
             return None
 
+        def going() -> bool:
+            return proceed() and free_bytes(self.copy.runs_dir) >= LEAST
+
         def fetch(paths: Sequence[str], size: int) -> Reply:
-            limit, pace = push.time_for(size), self._pace(address, proceed)
+            limit, pace = push.time_for(size), self._pace(address, going)
             return self.transport.fetch(address, paths, self.root, self.copy.staging, timeout=limit, pace=pace)
 
         came, copy, done, pulled = 0, self.copy, False, Pulled(False)
@@ -287,5 +290,5 @@ class HostShell:
 
 def _cause(address: Address, reply: Reply) -> str:
     """Why nothing came of a probe, on one printable line: the address, what it means, and the words of ssh."""
-    meaning = MEANINGS.get(reply.kind, "cannot be reached")
-    return host_reports.word(f"{address.host}:{address.port} {meaning} ({reply.reason})") or ""
+    at = f"{address.host}:{address.port}" if address.port else address.host  # a container has none
+    return host_reports.word(f"{at} {MEANINGS.get(reply.kind, 'cannot be reached')} ({reply.reason})") or ""

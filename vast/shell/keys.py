@@ -116,16 +116,7 @@ def keys(path: Path, name: str) -> list[str]:
 
 
 def adopt(pinned: Path, candidates: Path, name: str) -> None:
-    """Pin the candidates of `name`. Raises DiskFull, RunStateError."""
-    new = keys(candidates, name)
-    if not new or keys(pinned, name):
-        return
-    before = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
-    write_text_atomically(pinned, before + "".join(f"{line}\n" for line in new))
-
-
-def forget(candidates: Path, name: str) -> None:
-    """Remove the candidates of `name`. Raises DiskFull, RunStateError."""
-    if keys(candidates, name):
-        lines = candidates.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        write_text_atomically(candidates, "".join(line for line in lines if line.split(" ", 1)[0] != name))
+    """Pin the candidates of `name`, which has a file of its own. Raises DiskFull, RunStateError."""
+    if candidates.exists() and not keys(pinned, name):
+        before = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
+        write_text_atomically(pinned, before + candidates.read_text(encoding="utf-8"))

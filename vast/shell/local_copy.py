@@ -19,10 +19,10 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.errors import DataError
 from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
-from vast.host.runs import list_of, step_of
+from vast.host.runs import is_safe, list_of, step_of
 from vast.ports import Pulled
 from vast.shell import host_reports
-from vast.shell.file_list import MARK, SUMMARY, is_safe
+from vast.shell.file_list import MARK, SUMMARY
 
 RECEIPT, STAGING = "home.json", "staging"
 KEEP = 2  # checkpoints of a run that are kept here
@@ -130,10 +130,6 @@ class LocalCopy:
             return None
         self.mend()
         return Pulled(True, run, self.newest(deep=True), self.is_complete())
-
-    def is_foreign(self, run: str) -> bool:
-        """A directory of that name exists, and no pull made it."""
-        return run not in self.receipt.runs and (self.runs_dir / run).exists()
 
     # ---- changing it
 

@@ -22,17 +22,17 @@ from vast.shell.local_copy import Known, LocalCopy
 from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
+LEAST = RESERVE // 2  # with less, a transfer ends: a host may send more than it has listed, and others write here too
 SHOWN = 3  # problems named in a message
 
 Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how many bytes are to come
 
 
-def pull(
-    copy: LocalCopy,
-    listing: Listing,
-    fetch: Fetch,
-    free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free,
-) -> Pulled:
+def free_bytes(directory: Path) -> int:
+    return shutil.disk_usage(directory).free
+
+
+def pull(copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int] = free_bytes) -> Pulled:
     """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk.
 
     free: bytes free on the disk of a directory.
@@ -58,9 +58,10 @@ class _Pull:
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
-        if listing.run is not None and copy.is_foreign(listing.run):
-            foreign = f"{copy.runs_dir / listing.run}: is here and was not brought by this rented run; move it away"
-            return Pulled(False, listing.run, message=foreign)
+        run = listing.run
+        if run is not None and run not in copy.receipt.runs and (copy.runs_dir / run).exists():
+            foreign = f"{copy.runs_dir / run}: is here and was not brought by this rented run; move it away"
+            return Pulled(False, run, message=foreign)
         copy.mend()
         wanted = [one for one in listing.files if one.sha256 is None or not copy.has(one.path, one.size, one.sha256)]
         self._prepare(wanted)
@@ -71,7 +72,7 @@ class _Pull:
             return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         came = max(0, sum(map(self._staged_size, wanted)) - held)  # also of files that are fetched again or continued
-        if reply.no_room:
+        if reply.no_room or (not reply.good and self.free(copy.staging) < LEAST):
             return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
             return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)
@@ -149,7 +150,7 @@ class _Pull:
         copy, listing = self.copy, self.listing
         run = listing.run
         last = [f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"]
-        in_checkpoint = {one.path for one in listing.of_checkpoint}
+        in_checkpoint = {one.path for one in listing.files if one.path.startswith(f"{run}/checkpoints/")}
         if run is not None:
             copy.write(run, self._known(good))
         for one in good:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.errors import RunStateError
 from jobs.runs.atomic import sha256_of
-from vast.host.runs import list_of
+from vast.host.runs import is_safe, list_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy
@@ -45,7 +45,7 @@ class Input:
                 raise RunStateError(at, "is gone, and the stage starts from it", remedy)
             found += [at] if at.is_file() else sorted(one for one in at.rglob("*") if one.is_file())
         names = [path.relative_to(self.source).as_posix() for path in found if path.name != "lock"]
-        if odd := [name for name in names if not file_list.is_safe(name)]:
+        if odd := [name for name in names if not is_safe(name)]:
             raise RunStateError(self.source / odd[0], "has letters in its name that are not sent", "rename it")
         return names
 
@@ -100,7 +100,9 @@ def of_run(copy: LocalCopy) -> list[str] | None:
     if checkpoint is None and not final:
         return None
     files = [path.name for path in (copy.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
-    own = [f"{run}/{name}" for name in sorted(files) if name not in NOT_PUSHED and not name.startswith(".")]
+    # A name that no host may list was put there by a person.
+    sent = (name for name in sorted(files) if name not in NOT_PUSHED and not name.startswith("."))
+    own = [f"{run}/{name}" for name in sent if is_safe(name)]
     return [*own, *final, *([] if checkpoint is None else copy.files_of(checkpoint))]
 
 

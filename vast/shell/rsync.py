@@ -29,20 +29,24 @@ STEP = 1_000_000
 ENDED = "ended from here: a cap is near, or a person asked for the end"
 _SO_FAR = re.compile(rb"([\d,.']+)\s+\d{1,3}%")
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
-FETCH, SEND = "--inplace", f"--partial-dir={HALF}"
+FETCH = ("--inplace",)
+SEND = (
+    f"--partial-dir={HALF}",
+    "--copy-links",
+)  # a profile or weights of our own may be links; a host's are never followed
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 SSH_FAILED = 255
 # The exit codes of rsync(1) for a fault of the connection, not of a file.
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
 
 
-def argv(ssh: Sequence[str], mode: str, source: str, target: str, mbit: float | None) -> list[str]:
+def argv(ssh: Sequence[str], mode: Sequence[str], source: str, target: str, mbit: float | None) -> list[str]:
     """The command of a transfer of paths below `source`, which are given on standard input (`listing`).
 
     ssh: the program and its options, without the host. mode: FETCH or SEND. source, target: directories, one as user@host:PATH.
     """
     limit = [] if mbit is None else [f"--bwlimit={max(1, round(mbit * 1e6 / 8 / 1024))}"]  # units of 1024 bytes/s
-    return ["rsync", *OPTIONS, *limit, mode, "--rsh", shlex.join(ssh), f"{source}/", f"{target}/"]
+    return ["rsync", *OPTIONS, *limit, *mode, "--rsh", shlex.join(ssh), f"{source}/", f"{target}/"]
 
 
 class Progress:

@@ -4,12 +4,14 @@ Host keys are always checked: a key is trusted at the first contact only (vast/s
 one connection (ControlMaster), which ends by itself a minute after the last.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import shlex
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 CONNECT: Seconds = 10.0  # for TCP and the server's greeting
 PERSIST = 60  # seconds that a connection without use is kept: longer than the shortest pause between two looks
 CLOSE: Seconds = 5.0
-PINNED, CANDIDATES = "run/known_hosts", "candidates"  # files of host keys, below the private directory
+PINNED = "run/known_hosts"  # host keys, below the private directory
 LONGEST_SOCKET = 80  # bytes of a path: 104 fit at most, and ssh adds 17 while it makes one
 HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]*")
 # Messages of ssh and their meaning; the first match counts. Any other message: the host was not reached.
@@ -76,8 +78,14 @@ class SshTransport:
         return _private_directory()
 
     def _link(self) -> None:
-        """Also again, since systems remove temporary files after some days while a supervisor still runs."""
+        """Also again, since systems remove temporary files after some days while a supervisor still runs.
+
+        Raises PermissionError where another user has put a directory or a link there meanwhile, with host keys of their own.
+        """
         self._private.mkdir(mode=0o700, exist_ok=True)
+        found = self._private.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "is not a directory of this user", str(self._private))
         public = self._key.with_name(self._key.name + PUBLIC)
         for name, target in (("run", self._directory), (KEY + PUBLIC, public), (KEY, self._key)):
             with suppress(FileExistsError):
@@ -105,8 +113,8 @@ class SshTransport:
         target = f"{self._at(address)}:{root}"
         return self._rsync(address, rsync.SEND, str(source.absolute()), target, paths, timeout, pace)
 
-    def _rsync(self, address: Address, mode: str, source: str, target: str, paths: Sequence[str], timeout: Seconds,
-               pace: Pace) -> Reply:  # fmt: skip
+    def _rsync(self, address: Address, mode: Sequence[str], source: str, target: str, paths: Sequence[str],
+               timeout: Seconds, pace: Pace) -> Reply:  # fmt: skip
         def command() -> list[str]:
             ssh = self.argv(address, "no")  # it uses the connection that is there; one it made itself would die with it
             return rsync.argv(ssh, mode, source, target, pace.mbit)
@@ -128,16 +136,15 @@ class SshTransport:
         if not ours:
             return self._distrust(address)
         try:
-            pins.adopt(self._private / PINNED, self._private / CANDIDATES, pins.alias(self._pin(), address))
+            pins.adopt(self._private / PINNED, self._candidates(address), pins.alias(self._pin(), address))
         except (UserError, OSError, ValueError) as error:
             log.warning("the host key of %s is not pinned: %s", address.host, error)
 
     def _distrust(self, address: Address) -> None:
         """Drop the connection, and the host key that it showed."""
         self._drop(address)
-        # Without room it stays a candidate, and a changed key is refused until there is some.
-        with suppress(UserError, OSError):
-            pins.forget(self._private / CANDIDATES, pins.alias(self._pin(), address))
+        with suppress(OSError):
+            self._candidates(address).unlink(missing_ok=True)
 
     def close(self) -> None:
         for address in list(self._used.values()):
@@ -149,8 +156,7 @@ class SshTransport:
 
     def argv(self, address: Address, master: str = "auto") -> list[str]:
         """ssh and its options, without the host. Nothing is read from the user's or the system's configuration."""
-        if not (self._private / KEY).is_symlink():
-            self._link()
+        self._link()
         name = pins.alias(self._pin(), address)
         known = bool(pins.keys(self._private / PINNED, name))
         options = {
@@ -160,7 +166,7 @@ class SshTransport:
             "ServerAliveInterval": "5",
             "ServerAliveCountMax": "3",
             "StrictHostKeyChecking": "yes" if known else "accept-new",
-            "UserKnownHostsFile": str(self._private / (PINNED if known else CANDIDATES)),
+            "UserKnownHostsFile": str(self._private / PINNED if known else self._candidates(address)),
             "GlobalKnownHostsFile": "/dev/null",
             "HostKeyAlias": name,
             "CheckHostIP": "no",
@@ -188,6 +194,10 @@ class SshTransport:
         path = self._private / hashlib.sha256(pins.alias(self._pin(), address).encode()).hexdigest()[:12]
         self._used[path] = address
         return path
+
+    def _candidates(self, address: Address) -> Path:
+        """Host keys of a machine that has not shown the nonce."""
+        return self._socket(address).with_suffix(".keys")
 
     # ---- outcomes
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vast.ports import Address, Proceed, Seconds, always
+from vast.secrets import printable
 
+LONGEST = 500  # characters of a line of standard error
 Argv = tuple[str, ...]
 # wrong-host: its host key is not the pinned one. timeout: the time limit is over; the command may still run. not-run: this
 # machine could not start ssh or rsync, which proves nothing about the host.
@@ -38,8 +40,8 @@ class Reply:
 
     @property
     def reason(self) -> str:
-        """For a log: the kind or the exit code, and the last line of standard error."""
-        last = [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
+        """For a log: the kind or the exit code, and the last line of standard error, whose words may be a hostile host's."""
+        last = [printable(line.strip())[:LONGEST] for line in self.err.splitlines() if line.strip()][-1:]
         head = f"exit code {self.code}" if self.kind == "ok" else self.kind
         return ": ".join([head, *last])
 

@@ -19,10 +19,9 @@ class FakeShell:
         world.interrupt()
         if world.on("own-network-down") or world.on("no-ssh-here"):
             return "unreachable", None
+        # whichever address works: a command tries both, see vast/shell/hostshell.py
         machine = world.machines.get(int(addresses[0].host.removeprefix("direct").removeprefix("proxy")))
         if machine is None or world.now < machine.ssh_at:
-            return "unreachable", None
-        if machine.direct_dead and addresses[0].host.startswith("direct"):
             return "unreachable", None
         return CONTACTS.get(world.out_of_reach(machine, world.now), "unreachable"), machine
 
@@ -56,7 +55,8 @@ class FakeShell:
             fault = "NVML: unknown error"
         moving = job is not None and job.ended is None and not hung and not self._waits(machine)
         gpu = None if world.rng.random() < 0.05 else 95.0 if moving else 0.0
-        return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault)
+        uptime = world.now - machine.running_at
+        return Host("ok", f"b{machine.boot}", machine.armed, self._job(machine), gpu, 50.0, fault, uptime=uptime)
 
     def burn_in(self, addresses: Addresses, seconds: float) -> BurnIn | None:
         world, machine = self.world, self._reached(addresses, min(45.0, seconds), "burn-in")
@@ -165,7 +165,7 @@ class FakeShell:
             machine.lease = world.now  # as vast/shell/hostshell.py renews it
             if world.now < until and not proceed():
                 return Pulled(False, "stage/1", message="the transfer was ended")
-        if machine.dead_at is not None or machine.stopped or world.now < machine.offline_until:
+        if machine.dead_at is not None or machine.stopped or machine.is_offline(world.now):
             return None
         if any(begin <= world.now < end for begin, end in machine.partial):
             if "partial-pull" not in machine.truth:

@@ -21,17 +21,21 @@ LATER = ("burn-in-fails", "burn-in-hangs", "burn-in-missing", "slow-gpu",
 BESIDE = ("bucket-unreachable", "no-ssh-here")
 # of time: our machine stands still with its clocks, as a virtual one does while its host sleeps; every answer comes late
 TIME = ("paused", "slow-answers")
-MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE, *TIME), 1)}
+# the market's clock is wrong by up to 60 hours, in every answer of a while
+CLOCK = ("service-clock",)
+MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE, *TIME, *CLOCK), 1)}
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
            "two-supervisors", "killed",
            "stale-replica", "market-hidden", "odd-account", "odd-row", "clock-wrong",
-           "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here", *TIME)  # fmt: skip  # others: by machine
+           "list-retired", "delete-404", "reap", "reboot", "hook-hangs", "no-ssh-here",
+           *TIME, *CLOCK)  # fmt: skip  # others: by machine
 
 # Later modes have streams of their own, so that a new one changes no older fault of a seed: names, salt, how many of them.
 STREAMS = ((FIELD, 0xF1E1D, (0, 0, 1, 1, 2, 3)), (LATER, 0x1A7E4, (0, 0, 0, 1, 1, 2)),
-           (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)), (TIME, 0x71CE, (0, 0, 0, 0, 1)))  # fmt: skip
+           (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)), (TIME, 0x71CE, (0, 0, 0, 0, 1)),
+           (CLOCK, 0xC10C, (0, 0, 0, 0, 0, 0, 0, 1)))  # fmt: skip
 STEPS = 6000  # of every job
 
 
@@ -117,7 +121,7 @@ def _add(made: Schedule, mode: str, rng: Random, work: float) -> None:
         if mode in ("odd-account", "odd-row"):
             fault.lasts = rng.uniform(20, 50)
             fault.at = rng.choice((fault.at, rng.uniform(300, 1500)))
-        if mode == "clock-wrong":
+        if mode == "clock-wrong" or (mode == "service-clock" and rng.random() < 0.3):
             fault.at = 0.0
         made.times.append(fault)
         return

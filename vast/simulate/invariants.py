@@ -4,12 +4,13 @@ The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
 from vast.policy import Policy
-from vast.simulate.losses import IN_REACH, obstacle_to_a_pull
+from vast.simulate.losses import IN_REACH, RESERVE_MINUTES, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import World
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.state import Phase, RunState, kept_for_the_end
 
+DRIFT = 300.0  # seconds by which a label's deadline, or the end of the time, may differ from the run's
 # Faults of a machine that justify a verdict about it.
 JUSTIFIED: dict[str, frozenset[str]] = {
     "vanished": frozenset({"dead-man", "ends-soon", "reaped"}),
@@ -50,12 +51,16 @@ def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMac
     elif reason == "market":
         if not {"market-hidden", "bad-listing", "list-refused", "list-retired"} & world.happened.keys():
             world.violate("unknown", "market, and it has hidden nothing")
-    elif reason == "budget":
+    elif reason == "budget" and not world.unrefuted:
         counted = [machine.price] if machine is not None else [world.schedule.price]  # or one to rent
         rate = sum(counted) + sum(world.machines[one.id].price for one in state.doomed)
         kept = kept_for_the_end(state, RESERVE_MINUTES) / 3600
         if countable(world, state) + 2 * rate * kept < world.schedule.cap_dollars * 0.95:
             world.violate("unknown", f"budget, and at most ${countable(world, state):.2f} can be counted")
+    elif reason == "time-cap":
+        left = world.schedule.cap_seconds - kept_for_the_end(state, RESERVE_MINUTES) - (world.now - world.begun)
+        if left > DRIFT and not world.unrefuted:
+            world.violate("unknown", f"time-cap, and {left:.0f} s are left")
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
@@ -80,7 +85,6 @@ def of_destroy(world: World, state: RunState, machine: SimulatedMachine | None, 
 
 
 SWITCH = 4800.0  # seconds: loading, and the patience of the dead-man's switch
-RESERVE_MINUTES = 15.0  # of vast/policy.yaml
 
 
 def countable(world: World, state: RunState) -> float:
@@ -88,8 +92,7 @@ def countable(world: World, state: RunState) -> float:
     creates without an answer may have made."""
     total = 0.0
     for one in world.ours:
-        counted = {doomed.id for doomed in state.doomed} | ({state.machine.id} if state.machine is not None else set())
-        end = world.proven.get(one.id, world.now if one.id in counted or one.dead_at is None else one.dead_at)
+        end = world.proven.get(one.id, world.now if one.id in state.ids() or one.dead_at is None else one.dead_at)
         total += max(one.price, world.schedule.price) * (end - one.born) / 3600
     if state.intent is not None:
         total += state.intent.price * (world.now - world.intents[-1]) / 3600

@@ -2,10 +2,12 @@
 
 from vast.simulate.machines import INF, SimulatedMachine
 from vast.simulate.world import ASKED, GRACE, World
+from vast.supervisor.schedule import LEAD
 
 IN_REACH = "within reach: "
-RESERVE = 800.0  # seconds, of vast/policy.yaml, less a minute or two
 PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
+RESERVE_MINUTES = 15.0  # of vast/policy.yaml
+RESERVE = 60 * RESERVE_MINUTES - LEAD - PULL  # seconds more that the last pull may take
 ALERT = 200.0  # seconds between two polls while an alert is up, with their calls
 HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 

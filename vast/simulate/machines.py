@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vast.simulate.world import World
 
 INF = float("inf")
+OUT_OF_REACH = ("offline", "no ssh", "another host answers", "key refused", "container starting")
 ONCE = 0.7  # from this variant on a burn-in hangs only once
 
 
@@ -52,12 +53,8 @@ class SimulatedMachine:
     complete: bool = False
     gpu_fault: str | None = None
     end: float | None = None
-    offline_until: float = -INF
-    no_ssh_until: float = -INF
-    denied_until: float = -INF
-    stranger_until: float = -INF
+    until: dict[str, float] = field(default_factory=dict)  # why it cannot be reached: of OUT_OF_REACH
     no_ssh_key: bool = False
-    direct_dead: bool = False
     lingers: float = 0.0
     deaf_to_delete: float = 0.0
     partial: list[tuple[float, float]] = field(default_factory=list)
@@ -78,6 +75,9 @@ class SimulatedMachine:
     def fault(self, mode: str) -> Fault | None:
         return next((one for one in self.faults if one.mode == mode), None)
 
+    def is_offline(self, now: float) -> bool:
+        return now < self.until.get("offline", -INF)
+
     @property
     def unfit(self) -> bool:
         hangs = self.fault("burn-in-hangs")
@@ -97,18 +97,14 @@ def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
     now, until, variant = world.now, world.now + fault.lasts, fault.variant
     world.hit(machine, fault.mode)
     match fault.mode:
-        case "no-ssh" if 0.3 <= variant < 0.6:
-            machine.direct_dead = True  # for ever, but the other address works, so the machine must be kept
-            if machine.no_ssh_until <= now:  # of an earlier fault
-                machine.truth.discard(fault.mode)
         case "no-ssh":
-            machine.no_ssh_until, machine.no_ssh_key = until, variant < 0.3
+            machine.until["no ssh"], machine.no_ssh_key = until, variant < 0.3
         case "key-denied":
-            machine.denied_until = INF
+            machine.until["key refused"] = INF
         case "wrong-host":
-            machine.stranger_until = until
+            machine.until["another host answers"] = until
         case "offline":
-            machine.offline_until = until
+            machine.until["offline"] = until
         case "ends-soon" if variant < 0.3:  # the account's credit
             world.credit_ends = min(world.credit_ends, now + 600 + 30_000 * variant)
             world.at(world.credit_ends, lambda: _stop_all(world))

@@ -10,7 +10,7 @@ from vast.records.run_dir import Supervision
 from vast.simulate import invariants
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
-from vast.simulate.faults import Schedule
+from vast.simulate.faults import Fault, Schedule
 from vast.simulate.world import SCOPE, Crash, World
 from vast.supervisor.journal import Last, Stamp, Superseded, to_json
 from vast.supervisor.loop import Supervisor
@@ -91,13 +91,23 @@ class Watched(Supervisor):
     world: World
     looked_at: float = -1e9
 
+    def _on_time(self, t: float, at: float) -> float:
+        now, world = super()._on_time(t, at), self.world
+        if now > t and now > world.now - world.begun + invariants.DRIFT:
+            world.unrefuted = True
+            if self.state.machine is not None:
+                world.violate(
+                    "unknown", f"the run's time moves {now - world.now + world.begun:.0f} s ahead of the truth"
+                )
+        return now
+
     def _advance(self, action: Action, result: Result) -> None:
         before, world = self.state, self.world
         machine = None if before.machine is None else world.machines.get(before.machine.id)
         if action.do is Do.LOOK:
             observed: Any = result
             if observed.account is not None and observed.instances:
-                self.looked_at = action.t
+                self.looked_at = world.now - (self.run_clock.t() - action.t)
         elif action.do is Do.VERDICT:
             world.say(f"verdict {action.why}")
             invariants.of_verdict(world, before, action.why, machine)
@@ -138,7 +148,7 @@ class Seed:
                     if "killed" in world.active:
                         raise Crash
                     if "paused" in world.active:
-                        self._paused(world.active.pop("paused").lasts)
+                        self._paused(world.active.pop("paused"))
                 break
             except Crash:
                 self._downtime()
@@ -211,6 +221,8 @@ class Seed:
         seconds = journal.crashes.pop(journal.writes, 30.0) if fault is None else min(fault.lasts, LONGEST)
         world.say(f"the supervisor is killed, and started again after {seconds:.0f} s")
         world.supervisor_down.append((world.now, world.now + seconds))
+        for one in journal.last.state.doomed if journal.last is not None else ():
+            world.proven.pop(one.id, None)  # the proof was lost with the record that had it
         world.advance_to(world.now + seconds)
         # After a reboot the service's clock measures the time in between, if it was seen before; else a jump is not known.
         seen = journal.last is not None and journal.last.state.service_zero is not None
@@ -218,9 +230,11 @@ class Seed:
             self.clock.boots += 1
             self.clock.offset = world.now
 
-    def _paused(self, seconds: float) -> None:
-        """Our machine stands still: the supervisor holds its lock, and its monotonic clock does not count."""
-        world, seconds = self.world, min(seconds, LONGEST)
+    def _paused(self, fault: Fault) -> None:
+        """Our machine stands still: the supervisor holds its lock, and its monotonic clock does not count. Its wall clock may be
+        set right afterwards."""
+        world, seconds = self.world, min(fault.lasts, LONGEST)
+        world.wall_shift -= seconds if fault.variant < 0.5 else 0.0
         world.happened["paused"] += 1
         world.paused.append((world.now, world.now + seconds))
         world.supervisor_down.append(world.paused[-1])

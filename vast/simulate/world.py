@@ -13,7 +13,7 @@ from vast.ports import Instance, Status
 from vast.records import reap
 from vast.records.run_dir import Supervision
 from vast.simulate.faults import Fault, Schedule
-from vast.simulate.machines import INF, STRIKES, SimulatedJob, SimulatedMachine, strike
+from vast.simulate.machines import INF, OUT_OF_REACH, STRIKES, SimulatedJob, SimulatedMachine, strike
 
 SAVE_EVERY = 100  # steps
 WALL = 1_790_000_000.0  # unix time at the beginning
@@ -63,6 +63,9 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
+        self.unrefuted = (
+            False  # a wrong clock of the market was believed, while the run had no machine that could refute it
+        )
         self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
@@ -125,6 +128,14 @@ class World:
             self.happened[mode] += 1
         return mode in self.active
 
+    def unsupervised(self) -> float:
+        """Seconds so far in which no supervisor worked. While nothing bills they need not count."""
+        return sum(min(end, self.now) - begin for begin, end in self.supervisor_down)
+
+    def service_shift(self) -> float:
+        """Seconds by which the market's clock is ahead of the truth."""
+        return (self.active["service-clock"].variant - 0.5) * 120 * 3600 if self.on("service-clock") else 0.0
+
     def _begin(self, fault: Fault) -> None:
         mode = fault.mode
         self.say(f"begins: {mode} for {fault.lasts:.0f} s")
@@ -152,11 +163,12 @@ class World:
         """Cron's `vast reap`, every 20 minutes: beside the run, or on another machine with the same key."""
         care = {"run": self.care()} if fault.variant >= 0.5 else {}
         rows = [Instance(one.id, one.label, 1, Status.RUNNING, "", 1.0, None, ()) for one in self.alive()]
-        for found in reap.judge(rows, WALL + self.now, care):
+        for found in reap.judge(rows, WALL + self.now + self.service_shift(), care):
             self.happened["reap"] += 1
             if found.destroy:
                 machine = self.machines[found.instance.id]
                 early = self.now < self.begun + self.schedule.cap_seconds and care.get("run") != "nobody"
+                early &= "service-clock" not in self.happened  # by which the label was written, or is read
                 if early or care.get("run") == "alive":
                     self.violate("reap", f"machine {machine.id} is reaped: {found.why}")
                 machine.truth.add("reaped")
@@ -236,7 +248,7 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif self.now < machine.offline_until or self.active.keys() & {"delete-refused", "delete-404"}:
+        elif machine.is_offline(self.now) or self.active.keys() & {"delete-refused", "delete-404"}:
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
@@ -263,7 +275,7 @@ class World:
             self.say(f"machine {machine.id} is destroyed by {by}")
 
     def status(self, machine: SimulatedMachine) -> Status:
-        if self.now < machine.offline_until:
+        if machine.is_offline(self.now):
             return Status.OFFLINE
         if machine.stopped:
             return Status.STOPPED
@@ -285,16 +297,8 @@ class World:
         """Why it could not be reached at any time from `since` on, or could not at first; empty if it could."""
         if machine.stopped or machine.dead_at is not None:
             return "stopped"
-        for why, end in (
-            ("offline", machine.offline_until),
-            ("no ssh", machine.no_ssh_until),
-            ("another host answers", machine.stranger_until),
-            ("key refused", machine.denied_until),
-            ("container starting", machine.ssh_at),
-        ):
-            if since < end:
-                return why
-        return ""
+        until = {**machine.until, "container starting": machine.ssh_at}
+        return next((why for why in OUT_OF_REACH if since < until.get(why, -INF)), "")
 
     def behind(self, machine: SimulatedMachine) -> bool:
         """Whether the machine holds work without a local copy: a checkpoint, or the results."""

@@ -38,9 +38,9 @@ def _polled(state: RunState, action: Action, result: Result, policy: Policy) -> 
     new = observe(state, result, policy)
     looks = new.looks + 1 if new.phase is Phase.RUNNING else new.looks
     new = changed(new, looks=looks, alerts=alerts(new, result.t, policy))
-    proving = new.phase is Phase.TERMINATING or new.intent is not None  # absence, by polls that are apart in time
-    began = max(result.t, result.ended) if proving else result.t
-    return changed(new, look_at=began + interval(new, policy, result.t))
+    # From its end: absence is proven by polls that are apart in time, and where a poll outlasts the interval the next one
+    # would come before most rules had their turn.
+    return changed(new, look_at=max(result.t, result.ended) + interval(new, policy, result.t))
 
 
 # ---- rent and destroy ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,6 +34,7 @@ from vast.ports import Clock, Seconds
 from vast.supervisor.state import Action, Plan, RunState
 
 JOURNAL, LOCK, TOKEN, RESERVE = "journal.jsonl", "supervisor.lock", "supervisor.token", ".reserve"
+_TOKEN = re.compile(rb'^{"record":"[a-z]+","token":(\d+)', re.MULTILINE)
 ROOM = 2**21  # bytes reserved for the journal on a full disk
 
 
@@ -69,15 +71,16 @@ class Journal(Protocol):
 
 
 class RunClock:
-    """The run's own time, on the monotonic clock, over restarts of the supervisor. After a reboot of this machine the wall
-    clock gives the time in between, at least 0."""
+    """The run's own time, on the monotonic clock, over restarts of the supervisor. After a reboot of this machine, or where a
+    virtual one goes on from a snapshot, the wall clock gives the time in between, at least 0."""
 
     def __init__(self, clock: Clock, last: Stamp | None) -> None:
         self._clock = clock
         monotonic = clock.monotonic()
+        self.rebooted = last is not None and (last.boot != clock.boot() or monotonic < last.monotonic)
         if last is None:
             self._zero = monotonic
-        elif last.boot == clock.boot():
+        elif not self.rebooted:
             self._zero = last.monotonic - last.t
         else:
             self._zero = monotonic - last.t - max(0.0, clock.now() - last.wall)
@@ -101,9 +104,9 @@ class FileJournal:
         self.directory = directory
         self._lock: IO[str] = lock.hold(directory / LOCK)
         try:
-            self.token = read_token(directory) + 1
+            # A lost file begins anew: its records would count as those of an older supervisor, and be ignored.
+            self.token = max(read_token(directory), _drop_torn_line(directory / JOURNAL)) + 1
             write_text_atomically(directory / TOKEN, f"{self.token}\n")
-            _drop_torn_line(directory / JOURNAL)
             self._file = os.open(directory / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             sync_directory(directory)
         except BaseException:
@@ -250,13 +253,14 @@ def read_token(directory: Path) -> int:
         raise RunStateError(directory / TOKEN, "expected a number", "remove it while no supervisor runs") from None
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Cut a torn last line, or the next record would continue it."""
+def _drop_torn_line(path: Path) -> int:
+    """Cut a torn last line, or the next record would continue it. Returns the newest token of the records; 0 without one."""
     if not path.exists():
-        return
+        return 0
     with path.open("r+b") as file:
         data = file.read()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             file.truncate(whole)
             os.fsync(file.fileno())
+    return max(map(int, _TOKEN.findall(data)), default=0)

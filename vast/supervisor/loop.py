@@ -9,14 +9,26 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from vast.policy import Policy
 from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
+from vast.supervisor.clocks import corrected, jumped, missed_by_us
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, spent
+from vast.supervisor.state import (
+    Action,
+    Do,
+    Observation,
+    Phase,
+    Plan,
+    Result,
+    RunState,
+    begin,
+    changed,
+    spent,
+    with_zero,
+)
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
-LAG = 300.0  # seconds by which the run's clock may be behind the service's
 UNSEEN = Observation(0.0)  # nothing was polled; each step puts its time in
 MOST_ACTS = 32  # between two sleeps: no policy can make the loop call the market without a pause
 
@@ -46,12 +58,10 @@ class Supervisor:
     state: RunState = field(init=False)
     _seen: Observation = field(default=UNSEEN, init=False)
     _acts: int = field(default=0, init=False)
-    _behind_since: Seconds | None = field(default=None, init=False)
+    _differs_since: Seconds | None = field(default=None, init=False)  # the service's clock, from the run's
 
     def __post_init__(self, last: Last | None) -> None:
         self.run_clock = RunClock(self.clock, None if last is None else last.stamp)
-        rebooted = last is not None and last.stamp.boot != self.clock.boot()
-        self._before_reboot = last.stamp.t if last is not None and rebooted else None  # until the first poll after it
         if last is None:
             here = self.shell.local_copy()  # an earlier run of this job may have left a checkpoint
             home = None if here is None else here.checkpoint
@@ -69,9 +79,12 @@ class Supervisor:
         """Poll if it is due, then do one thing: act, change the phase, or sleep."""
         t = self.run_clock.t()
         if t >= self.state.look_at:
+            settled = self.state.settled
             self._seen = self._look(t)
             t = self._seen.t
             self._advance(Action(Do.LOOK, t), self._seen)
+            if self.state.settled != settled:  # after a crash, a machine that is proven gone must not cost on
+                self.journal.write(self.state, self.run_clock.stamp())
             self.on_look(self._seen, self.state)
         else:
             self._seen = changed(self._seen, t=t, asked=self.asked())
@@ -87,6 +100,7 @@ class Supervisor:
         if action.do in PURE:
             self._advance(action, None)
         else:
+            action = changed(action, t=self.run_clock.t())  # the poll that it follows from may have taken minutes
             self.journal.write(self.state, self.run_clock.stamp(), action)
             result = self._act(action)
             self._advance(changed(action, ended=self.run_clock.t()), result)
@@ -105,6 +119,9 @@ class Supervisor:
             answer = here if here is not None and here.complete else None
             state = advance(state, last.pending, answer, self.policy)
         state = self._unwatched(state)
+        if self.run_clock.rebooted:
+            before = last.stamp.t if state.before_reboot is None else state.before_reboot
+            state = jumped(changed(state, before_reboot=before), self.run_clock.t())
         self.journal.write(state, self.run_clock.stamp())
         return state
 
@@ -130,18 +147,14 @@ class Supervisor:
 
     def _look(self, t: Seconds) -> Observation:
         account = self.cloud.account()
-        before, self._before_reboot = self._before_reboot, None
         if account is not None and account.at is not None:
-            t, sure = self._on_time(t, account.at, before)
-            if not sure:
-                return Observation(t, True, self.asked())
+            t = self._on_time(t, account.at)
         state, machine = self.state, self.state.machine
         instances = self.cloud.instances() if account is not None else None
         listed = {one.id: one for one in instances or ()}
         single = []
         if account is not None:
-            ids = [doomed.id for doomed in state.doomed] + ([] if machine is None else [machine.id])
-            single = [(one, self.cloud.instance(one)) for one in ids if one not in listed]
+            single = [(one, self.cloud.instance(one)) for one in state.ids() if one not in listed]
         host, addresses = None, () if machine is None else machine.addresses
         found = listed.get(machine.id) if machine is not None else None
         running = found is not None and found.status is Status.RUNNING
@@ -157,26 +170,25 @@ class Supervisor:
         ended = self.run_clock.t()
         return Observation(t, True, self.asked(), account, instances, tuple(single), host, answered, network, ended)
 
-    def _on_time(self, t: Seconds, at: Seconds, before: Seconds | None) -> tuple[Seconds, bool]:
-        """`t`, moved on to the service's clock where ours did not count (a virtual machine was suspended, a reboot set the wall
-        clock back), and whether it is sure: unless our wall clock has moved on as far, only once the difference lasts. In the
-        first poll after a reboot, whose last record is of `before`, also moved back: where that was wrong, it is moved on."""
-        zero = self.state.service_zero
-        lag = 0.0 if zero is None else at - zero - t
-        if before is not None and lag <= -LAG:  # the time in between was counted on a wall clock that is ahead
-            lag = max(lag, before - t)
-        elif lag < LAG:
-            self._behind_since = None
-            return t, True
-        else:
-            if self._behind_since is None:
-                self._behind_since = t
-            jumped = self.clock.now() - self.state.begun_wall - t - lag
-            if abs(jumped) >= LAG and t - self._behind_since < self.policy.confirm_after:
-                return t, False
-        self.run_clock.move_on(lag)
-        self.state = self._unwatched(self.state)
-        return t + lag, True
+    def _on_time(self, t: Seconds, at: Seconds) -> Seconds:
+        """`t`, moved if the service's clock, which shows `at`, is believed: vast/supervisor/clocks.py."""
+        state = self.state
+        since = t if self._differs_since is None else self._differs_since
+
+        def missed() -> Seconds | None:
+            if state.machine is None or not state.machine.addresses:
+                return None
+            host = self.shell.probe(state.machine.addresses)
+            return missed_by_us(state, host, self.run_clock.t())
+
+        found = corrected(state, t, at, self.clock.now(), since, missed, self.policy)
+        self._differs_since = since if found.differs else None
+        state = changed(state, before_reboot=None)
+        if found.move:
+            self.run_clock.move_on(found.move)
+            state = jumped(self._unwatched(state), self.run_clock.t())
+        self.state = with_zero(state, at - t) if found.zero else state
+        return t + found.move
 
     # ---- acting ------------------------------------------------------------------------------------------------------
 

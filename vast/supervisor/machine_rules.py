@@ -103,7 +103,7 @@ def key_lost(obs: Observation, state: RunState, policy: Policy) -> Action | None
 def relabel(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     """Write the label again: `vast reap` finds machines by it."""
     machine = state.machine
-    if machine is None or not obs.looked or not machine.renamed or machine.seen_at != obs.t:
+    if machine is None or not machine.renamed or obs.account is None:
         return None
     return Action(Do.RELABEL, obs.t, instance_id=machine.id)
 

@@ -5,10 +5,10 @@ poll, or our own dead network, changes no count.
 """
 
 from vast.policy import Policy
-from vast.ports import GONE, Host, Instance, Status, parse_label
+from vast.ports import GONE, Host, Instance, Status, label_text, parse_label
 from vast.supervisor.schedule import may_show
 from vast.supervisor.signs import count_signs
-from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed
+from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed, with_zero
 
 AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})
@@ -20,10 +20,7 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
         changes["refused_since"] = None
         changes["credit"] = obs.account.credit
         if obs.account.at is not None and (state.created_at is None or state.service_zero is None):
-            zero = obs.account.at - obs.t
-            changes["service_zero"] = zero
-            if state.created_at is None:  # no label is written yet: its deadline is compared with the service's clock
-                changes["deadline"] = int(zero + state.cap_seconds)
+            state = with_zero(state, obs.account.at - obs.t)
     elif state.refused_since is None:
         changes["refused_since"] = obs.t
     blind = obs.account is None and state.machine is None
@@ -35,7 +32,10 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
         # no job could be started meanwhile
         state = changed(state, machine=changed(state.machine, ran_at=obs.t, burn_in_lost=0))
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
-        state = changed(state, machine=_host(state.machine, obs.host, obs.t, policy))
+        machine = _host(state.machine, obs.host, obs.t, policy)
+        if obs.host.uptime is not None:
+            machine = changed(machine, switch_zero=max(machine.since, obs.ended - obs.host.uptime))
+        state = changed(state, machine=machine)
         if state.machine is not None and _started_after_all(state, state.machine):
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
     if obs.account is not None:
@@ -60,16 +60,19 @@ def _hidden(state: RunState, obs: Observation) -> bool:
 def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     """Apply an authenticated poll of the market. An empty or partial answer alone proves no absence."""
     machine, intent = state.machine, state.intent
-    known = {doomed.id for doomed in state.doomed}
-    own = known if machine is None else known | {machine.id}  # a known id needs no label: a person may rename it
+    own = state.ids()  # they need no label: a person may rename a machine
     listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
     seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
+    young = (
+        obs.t - policy.reconcile.visible_after
+    )  # what is younger may not be known to every copy of the market's data
+    gone -= {one.id for one in (machine, *state.doomed) if one is not None and max(one.since, state.jumped_at) > young}
     alive = seen.keys() | set(obs.answered)
     doomed = [_doomed(one, one.id in alive, one.id in gone, obs, policy) for one in state.doomed]
     settled = state.settled + sum(one.price * (obs.t - one.since) / 3600 for one in doomed if one.absent >= 2)
     doomed = [one for one in doomed if one.absent < 2]
-    strays = sorted(one for one in listed if one not in known and (machine is None or one != machine.id))
+    strays = sorted(listed.keys() - own)
     if intent is not None:
         if strays and state.phase is Phase.PROVISIONING:
             machine, intent = _adopted(listed[strays.pop(0)], intent), None
@@ -86,10 +89,10 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
         doomed.append(PendingDestroy(one, price, obs.t if since is None else since, "extra"))
     if machine is not None:
         if machine.id in seen:
-            machine = _instance(machine, seen[machine.id], obs.t, state.run_id)
+            machine = _instance(machine, seen[machine.id], obs.t, label_text(state.run_id, state.deadline))
         elif machine.reached_at == obs.t:
             machine = changed(machine, absent=0, absent_at=None)  # contact over ssh: a stale replica answered
-        elif machine.id in gone and obs.t - machine.since >= policy.reconcile.visible_after:
+        elif machine.id in gone:
             absent, at = _counted(machine.absent, machine.absent_at, obs, policy.absence_spacing)
             machine = changed(machine, absent=absent, absent_at=at)
     absences, absent_at = state.absences, state.absent_at
@@ -105,7 +108,8 @@ def _had_time_to_show(state: RunState, t: float, policy: Policy) -> bool:
     """Whether a listing without the run counts: every machine that was created must have had time to show up."""
     if state.created_at is None:
         return False
-    return t - state.created_at >= policy.reconcile.visible_after and not may_show(t, state, policy)
+    since = max(state.created_at, state.jumped_at)
+    return t - since >= policy.reconcile.visible_after and not may_show(t, state, policy)
 
 
 def _is_ours(instance: Instance, run_id: str) -> bool:
@@ -152,19 +156,19 @@ def _adopted(found: Instance, intent: Intent) -> Machine:
     return Machine(found.id, found.machine_id, intent.price, intent.since, up_cost=intent.up_cost)
 
 
-def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machine:
+def _instance(machine: Machine, found: Instance, t: float, label: str) -> Machine:
     # a new machine begins with null; and a host that answers over ssh is not away, whatever the market lists
     away = found.status in AWAY and machine.ran_at is not None and machine.reached_at != t
-    same = set(machine.addresses) == set(found.addresses)  # possibly in another order, see _host
     return changed(
         machine,
         seen_at=t,
         status=found.status,
         message=found.message,
+        start=found.start,
         end=found.end,
         row_price=found.dollars_per_hour,
-        renamed=not _is_ours(found, run_id),
-        addresses=machine.addresses if same else found.addresses,
+        renamed=found.label != label,
+        addresses=found.addresses,
         ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
         away_since=None if not away else t if machine.away_since is None else machine.away_since,
         stopped=machine.stopped + 1 if found.status in STOPPED and machine.reached_at != t else 0,
@@ -177,13 +181,12 @@ def _instance(machine: Machine, found: Instance, t: float, run_id: str) -> Machi
 
 
 def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
-    """Ignores a reply from the wrong host; the next poll tries the other address."""
+    """Ignores a reply from the wrong host."""
     if host.contact != "ok":
-        turned = machine.addresses[1:] + machine.addresses[:1]
         since = t if machine.failed_since is None else machine.failed_since
         denied = host.contact == "denied"
         failed = machine.failed + (not denied)  # a refused key does not mean a dead host
-        return changed(machine, failed=failed, failed_since=since, denied=denied, addresses=turned, burn_in_lost=0)
+        return changed(machine, failed=failed, failed_since=since, denied=denied, burn_in_lost=0)
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     armed = host.armed if host.armed is not None else machine.armed and not rebooted

@@ -53,6 +53,8 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
         return 60 * cadence.alert_minutes
     early = cadence.early_minutes
     minutes = early[state.looks] if state.looks < len(early) else cadence.stable_minutes
+    if may_show(t, state, policy):  # a second machine, which bills unseen
+        minutes = min(minutes, cadence.alert_minutes)
     return min(60 * minutes, expected_end(machine))
 
 
@@ -133,4 +135,4 @@ def ends_soon(t: float, state: RunState, policy: Policy) -> bool:
 
 def may_show(t: float, state: RunState, policy: Policy) -> bool:
     """Whether a machine of an unclear create may still show up in the list."""
-    return state.unclear_at is not None and t - state.unclear_at < policy.reconcile.late
+    return state.unclear_at is not None and t - max(state.unclear_at, state.jumped_at) < policy.reconcile.late

@@ -8,6 +8,7 @@ Times (`Seconds`) count from the run's beginning on the monotonic clock, also ov
 jump of the wall clock moves no deadline. See vast/supervisor/journal.py: RunClock.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -98,11 +99,12 @@ class Machine:
     price: Dollars  # per hour
     since: Seconds  # it bills from here
     row_price: Dollars = 0.0  # per hour, in the last trusted answer; 0: not stated
-    renamed: bool = False  # its label in the market is not the run's
+    renamed: bool = False  # its label in the market is not the run's, or has another deadline
     seen_at: Seconds | None = None  # in a trusted answer
     status: Status = Status.CREATED
     message: str = ""
-    end: Seconds | None = None  # unix time, of the contract
+    start: Seconds | None = None  # unix time, of the contract
+    end: Seconds | None = None
     addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
     away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
@@ -117,6 +119,7 @@ class Machine:
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
+    switch_zero: Seconds | None = None  # when its switch began to count, by the last report of its uptime
     burn_in: BurnIn | None = None  # what it showed before its job
     burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
     burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
@@ -154,7 +157,7 @@ class PendingDestroy:
 @dataclass(frozen=True)
 class RunState:
     run_id: str
-    deadline: int  # unix time, for the label: by the service's clock, as far as it was known before the first create
+    deadline: int  # unix time, for the label: by the service's clock as soon as it is known
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
@@ -175,6 +178,10 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
+    before_reboot: Seconds | None = (
+        None  # the last record before one, until the service's clock has confirmed the time since
+    )
+    jumped_at: Seconds = 0.0  # when its time last jumped: what must last to prove an absence begins anew
     traffic: Dollars = 0.0  # of the machines so far, for loading the image and for what was fetched
     refusal: str = ""  # the market's message, if it refused the last create
     unclear_at: Seconds | None = None  # of the last create of unknown outcome: its machine may show up late
@@ -214,6 +221,10 @@ class RunState:
     alerts: tuple[str, ...] = ()  # those that are up
     history: tuple[tuple[float, str], ...] = ()  # (time, what), for the report
 
+    def ids(self) -> list[int]:
+        """Of every machine of the run that is known to exist."""
+        return [one.id for one in self.doomed] + ([] if self.machine is None else [self.machine.id])
+
 
 def begin(plan: Plan, wall: Seconds) -> RunState:
     deadline = int(wall + plan.max_seconds)
@@ -225,12 +236,20 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     )  # fmt: skip
 
 
+def with_zero(state: RunState, zero: Seconds) -> RunState:
+    """`state` with t = 0 at that time of the service's clock, with which the deadline in labels is compared."""
+    return changed(state, service_zero=zero, deadline=int(zero + state.cap_seconds))
+
+
 def contract_left(state: RunState, t: Seconds) -> Seconds | None:
-    """Seconds to the end of the machine's contract, by the service's clock if it is known; None: no end."""
-    if state.machine is None or state.machine.end is None:
+    """Seconds to the end of the machine's contract, by the service's clock if it is known; None: no end. By its length
+    since the create, if that is more: a clock that was wrong when the run began ends no run."""
+    machine = state.machine
+    if machine is None or machine.end is None:
         return None
     zero = state.begun_wall if state.service_zero is None else state.service_zero
-    return state.machine.end - zero - t
+    length = 0.0 if machine.start is None else machine.end - machine.start
+    return max(machine.end - zero, machine.since + length) - t
 
 
 def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
@@ -241,20 +260,17 @@ def kept_for_the_end(state: RunState, minutes: float) -> Seconds:
 
 def spent(state: RunState, t: Seconds) -> Dollars:
     """Cost of the run at `t`, if every machine bills until its absence is proven."""
-    total = state.settled + state.traffic
-    for part in (state.machine, state.intent, *state.doomed):
-        if part is not None:
-            total += part.price * (t - part.since) / 3600
-    return total
+    costs = (part.price * (t - part.since) / 3600 for part in _billing(state))
+    return sum(costs, state.settled + state.traffic)
 
 
 def burn(state: RunState) -> Dollars:
     """Dollars per hour right now."""
-    total = 0.0
-    for part in (state.machine, state.intent, *state.doomed):
-        if part is not None:
-            total += part.price
-    return total
+    return sum((part.price for part in _billing(state)), 0.0)
+
+
+def _billing(state: RunState) -> Iterator[Machine | Intent | PendingDestroy]:
+    return (part for part in (state.machine, state.intent, *state.doomed) if part is not None)
 
 
 # ---- observations and actions --------------------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.errors import wrong_python
+from jobs.errors import EXIT_DISK_FULL, wrong_python
 from tests.app.fakes.command_line import Command, Said, everything_in
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -66,7 +68,17 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage3b", "--set", "max_steps=20"], ['unknown key; did you mean "train.max_steps"? known: title']),
         (["run", "stage1", "--set", "limit=2"], ['did you mean "score.limit"?', "score, reference, model, data, gpus"]),
         (["run", "stage1", "--set", "modell.device=cpu"], ['did you mean "model"?']),
-        (["run", "stage1", "--profile", "ci", "--runs-dir", ""], ["'--runs-dir'", "it is empty; name a directory"]),
+        (["run", "stage1", "--profile", "ci", "--runs-dir", ""], ["'--runs-dir'", "it is empty; name one"]),
+        (
+            ["run", "stage1", "--profile", "ci", "--runs-dir", "/dev/null"],
+            ["'--runs-dir'", "/dev/null is no directory"],
+        ),
+        (["campaign", "ci", "--runs-dir", f"{__file__}/runs"], ["'--runs-dir'", "test_cli_errors.py is no directory"]),
+        (["results", "--results-dir", "/dev/null/results"], ["'--results-dir'", "/dev/null is no directory"]),
+        (["loglikelihood", "--mask", "causal", "--pairs", "", "--out", "o"], ["'--pairs'", "it is empty; name one"]),
+        (["power", "--points", "nan"], ["'--points'", "'nan' is not a finite number"]),
+        (["campaign", "ci", "--plan", "--price", "inf"], ["'--price'", "'inf' is not a finite number"]),
+        (["campaign", "ci", "--price", "2"], ["--gpu and --price are of a plan; add --plan, or leave them out"]),
         (["run", "stage1", "--set", "train.max_steps=2"], ["stage1 has no section train"]),
         (["run", "stage1", "--limit", "0"], ["'--limit'", "0 is not in the range"]),
         (["run", "stage1", "--seed", "4294967296"], ["'--seed'", "not in the range"]),
@@ -155,7 +167,7 @@ def test_a_runs_directory_that_is_a_file_is_refused(words: list[str], command: C
 def test_a_runs_directory_below_a_file_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     words = ["run", "stage1", "--profile", "ci", "--runs-dir", tmp_path / "file" / "runs"]
-    command(*words).refused("cannot be written: Not a directory", "choose another --runs-dir")
+    command(*words).refused("'--runs-dir'", "/file is no directory; name one")
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -264,6 +276,34 @@ def test_a_directory_that_is_not_writable_is_refused_before_the_work(
 def test_a_file_of_prompts_that_is_none(content: bytes, said: list[str], command: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_bytes(content)
     command("generate", "--prompts", tmp_path / "prompts.txt").refused(*said)
+
+
+# ---- an output that takes nothing, or not every letter ------------------------------------------------------------------
+
+
+def test_an_output_that_takes_nothing_or_not_every_letter_is_no_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "█").mkdir()
+    words = ("runs", "--runs-dir", tmp_path / "█")
+    shown = command(*words).out
+    assert any(ord(letter) > 255 for letter in shown)
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "\\u2588"), "in a file no letter is lost"
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(narrow, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert command(*words).code == 0
+    narrow.seek(0)
+    assert narrow.read() == shown.replace("█", "?")
+    with suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        done = command(*words)
+    assert done.code == EXIT_DISK_FULL
+    assert done.err == "error: standard output: no space left on the disk; free some space, or write it elsewhere\n"
 
 
 # ---- another Python ---------------------------------------------------------------------------------------------------

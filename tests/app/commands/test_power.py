@@ -29,7 +29,7 @@ def test_of_runs_it_prints_found_and_smallest_differences(tmp_path: Path) -> Non
 def test_before_any_run_it_plans(tmp_path: Path) -> None:
     assert "can show 0.7 points; items for 1 points: 7,842" in printed("--items", "14016", "--discordance", "0.1")
     text = printed("--items", "14016", "--discordance", "0.1", "--seeds", "3", "--seed-deviation", "2")
-    assert "3 seeds: can show 3.3 points; items for 1 points: more seeds" in text
+    assert "3 seeds: can show 6.3 points; items for 1 points: more seeds" in text
 
 
 @pytest.mark.parametrize("words", [("--items", "10"), ("--discordance", "0.1"), ("--seeds", "3")])

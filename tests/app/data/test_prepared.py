@@ -204,7 +204,7 @@ def test_more_examples_than_are_kept_are_not_copied_for_the_cache(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(array_cache, "MOST", 2000)
-    monkeypatch.setattr(prepared, "flat", lambda ids: pytest.fail("copied"))
+    monkeypatch.setattr(prepared, "joined", lambda ids: pytest.fail("copied"))
     assert another_process(job_of(chats(tmp_path / "a.jsonl")), tokenizer_of()).examples and not cache.exists()
 
 
@@ -273,12 +273,12 @@ def test_everything_that_decides_the_examples_is_in_the_key(tmp_path: Path, monk
         patch.setattr(prepared, "suite_of", lambda stage: suite_of(stage).model_copy(update={"seed": 1}))
         keys.append(key_of(jobs[0], tokenizer, items))
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "_VERSIONS", "others")
+        patch.setattr(array_cache, "VERSIONS", "others")
         keys.append(key_of(jobs[0], tokenizer, items))
-    with monkeypatch.context() as patch:
-        (tmp_path / "rules.py").write_text("other rules")
-        patch.setattr(prepared, "__file__", str(tmp_path / "prepared.py"))
-        keys.append(key_of(jobs[0], tokenizer, items))
+    for source in ("app.data.mixture", "app.data.tokenize", "app.embedded.cache", "jobs.config.strict_json"):
+        with monkeypatch.context() as patch:
+            patch.setitem(prepared._SOURCES, source, b"other rules")
+            keys.append(key_of(jobs[0], tokenizer, items))
     (tmp_path / embedded.MANIFEST).write_text("other rows")
     monkeypatch.setattr(embedded, "fetch_datasets", lambda: tmp_path)
     keys.append(key_of(jobs[0], tokenizer, items))

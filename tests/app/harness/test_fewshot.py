@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 import pytest
 from lm_eval.api.samplers import ContextSampler
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.caching import cache
 
 from app.harness import (
     fewshot,
@@ -18,11 +20,11 @@ from app.harness import tasks as harness_tasks
 from jobs.errors import DataError
 
 
-def contexts(task: Any, shots: int) -> list[tuple[Any, str]]:
+def contexts(task: Any, shots: int, **how: Any) -> list[tuple[Any, str]]:
     """(row, context) of each scored item, built by the harness itself."""
     task.set_config("num_fewshot", shots)
     task.set_fewshot_seed(1234)
-    task.build_all_requests()
+    task.build_all_requests(**how)
     return [(one.doc, one.args[0]) for one in task.instances]
 
 
@@ -88,6 +90,28 @@ def test_without_the_item_among_them_the_draw_is_the_harnesss(tmp_path: Path, mo
     monkeypatch.setattr(ConfigurableTask, "fewshot_context", fewshot._harness_context)
     task = own(QUESTIONS, tmp_path, **options)
     assert ours == [context for _, context in contexts(task, 5)] and type(task.sampler) is ContextSampler
+
+
+def test_requests_that_the_harness_built_for_another_model_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache (`--cache_requests`) keys them by task and number of shots."""
+    monkeypatch.setattr(cache, "PATH", str(tmp_path / "cache"))
+
+    shown = {"fewshot_split": "validation"}
+
+    def built() -> list[str]:
+        return [context for _, context in contexts(own(QUESTIONS, tmp_path, **shown), 3, cache_requests=True)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfigurableTask, "fewshot_context", fewshot._harness_context)
+        for name in ("load_from_cache", "save_to_cache"):
+            patch.setattr(lm_eval.api.task, name, getattr(cache, name))
+        theirs = built()
+    ours = built()
+    assert ours != theirs and ours == [context for _, context in contexts(own(QUESTIONS, tmp_path, **shown), 3)]
+    monkeypatch.setattr(ConfigurableTask, "fewshot_context", None)  # what is kept is read
+    assert built() == ours
 
 
 @pytest.mark.parametrize("settings", [{}, {"fewshot_config": {"sampler": "first_n", "split": "validation"}}])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from app.harness.model import PrefillLM, main
-from jobs.errors import ConfigError, DataError, UserError
+from app.harness.response_cache import fingerprint
+from jobs.errors import ConfigError, DataError, ModelError, UserError
 from tests.app.conftest import make_model
 from tests.app.fakes.harness_models import CONTEXT, ask, instances, ours, theirs
 from tests.app.fakes.word_tokenizer import word_tokenizer
@@ -72,6 +75,14 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_by_name(kind: str, ar
 
 
 # ---- what the prefix is -----------------------------------------------------------------------------------------------
+
+
+def test_a_score_that_is_no_number_is_refused(model: Any, tokenizer: Any) -> None:
+    lm, token = ours(copy.deepcopy(model), tokenizer, "prefix"), tokenizer.encode(" there")[0]
+    with torch.no_grad():
+        lm.loaded.model.get_input_embeddings().weight[token] = torch.nan
+    with pytest.raises(ModelError, match="request [12]: its log-likelihood is nan"):
+        ask(lm, "loglikelihood", [("Hello", " you"), ("Hello there", " you")])
 
 
 def test_the_same_tokens_split_elsewhere_score_otherwise_under_prefix_alone(model: Any, tokenizer: Any) -> None:
@@ -183,6 +194,26 @@ def test_a_response_cache_belongs_to_one_mask_and_model(model: Any, tokenizer: A
     other = make_model("llama", seed=9, vocab_size=49152, max_position_embeddings=CONTEXT)
     with pytest.raises(ConfigError, match="holds the answers of another weights"):
         CachingLM(ours(other, tokenizer, "prefix"), file)
+    edited = copy.deepcopy(tokenizer)
+    edited.add_special_tokens({"additional_special_tokens": ["the"]})  # under the same name, as an edited file is
+    with pytest.raises(ConfigError, match="holds the answers of another tokenizer"):
+        CachingLM(ours(model, edited, "prefix"), file)
+
+
+def test_one_number_of_the_weights_or_of_the_configuration_is_another_model() -> None:
+    def made() -> Any:
+        return make_model("llama", seed=1)
+
+    edited, wider, ended, half = made(), made(), made(), made().bfloat16()
+    with torch.no_grad():
+        edited.get_input_embeddings().weight[3, 1] += 1
+    wider.config.rope_parameters = {**wider.config.rope_parameters, "rope_theta": 7.0}
+    ended.generation_config.eos_token_id = 5
+    found = [fingerprint(one) for one in (made(), edited, wider, ended, half)]
+    assert len(set(found)) == 5 and fingerprint(made()) == found[0]
+    moved = made()
+    moved.config._name_or_path = "elsewhere"
+    assert fingerprint(moved) == found[0]
 
 
 def test_the_chat_template_is_hflms(model: Any, tokenizer: Any) -> None:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from app.harness import tasks as harness_tasks
 from app.harness.model import main
-from jobs.errors import UserError
+from jobs.errors import RunStateError, UserError
 from tests.app.conftest import make_model
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.harness_models import CONTEXT, ours, theirs
@@ -132,3 +132,12 @@ def test_without_lm_eval_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.delitem(sys.modules, "app.harness.model")
     with pytest.raises(UserError, match=r"no module lm_eval.*; make setup, or pip install lm_eval==0\.4\.13"):
         import app.harness.model  # noqa: F401
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunStateError, match=r"out\.json: cannot be written: No such file or directory; name a file elsewhere"
+    ):
+        harness_tasks.write(tmp_path / "none/out.json", {})
+    harness_tasks.write(tmp_path / "out.json", {})
+    assert (tmp_path / "out.json").read_text() == "{}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import huggingface_hub.constants
 import pytest
 from huggingface_hub import ModelCard
 
-from app.publish.licences import training_data
+from app.embedded.cache import MODELS
+from app.publish.licences import EMBEDDED_MODELS, training_data
+from jobs.config import strict_yaml
+from jobs.config.terms import OF_EMBEDDED
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.fake_hub import REPO, Hub, hub_server
-from tests.app.fakes.finished_run import FINAL, scored, write
+from tests.app.fakes.finished_run import FINAL, SECTION, scored, write
 
 TOKEN = "hf_geheim77"
 
@@ -81,6 +85,39 @@ def test_an_upload_that_was_cut_off_goes_on_without_sending_weights_again(
     assert "old.bin" not in hub.files and hub.puts == 1
 
 
+def test_no_path_and_no_store_of_this_machine_is_published(
+    hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, rows = tmp_path / "alice", tmp_path / "alice/rows.jsonl"
+    monkeypatch.setenv("HOME", str(home))
+    vocabulary = json.dumps({str(home): 7}).encode()
+    for name, content in {"config.json": json.dumps({"prefill": {"data": str(rows)}}).encode(), "tokenizer.json": vocabulary,
+                          "README.md": f"---\nx: y\n---\n- data: {rows}, {home}/other\n".encode()}.items():  # fmt: skip
+        monkeypatch.setitem(FINAL, name, content)
+    monkeypatch.setitem(SECTION, "data", {"source": str(rows)})
+    write(tmp_path, "stage3b", sets=(f"data.train={{source: path, path: {rows}, format: alpaca}}", "artifacts=s3://alice/runs",
+          "model.source=gguf", "model.name=~/weights/model.gguf", f"data.eval={{source: path, path: {home}/sets}}"))  # fmt: skip
+    publish(command, tmp_path, "--license", "mit").fine()
+    assert hub.files.pop("tokenizer.json") == vocabulary
+    assert {name for name, content in hub.files.items() if b"alice" in content or b"weights/model" in content} == set()
+    profile = strict_yaml.parse(hub.files["run/stage.yaml"].decode(), "stage.yaml")["profile"]
+    assert (profile["model"]["name"], profile["data"]["train"]["path"], profile["data"]["eval"]["path"], profile["artifacts"]) == (
+        "model.gguf", "rows.jsonl", "sets", "runs")  # fmt: skip
+    assert json.loads(hub.files["config.json"])["prefill"]["data"] == "rows.jsonl"
+    assert json.loads(hub.files["run/metrics.json"])["train"]["data"]["source"] == "rows.jsonl"
+    card = ModelCard(hub.files["README.md"].decode())
+    assert "- data: rows.jsonl, ~/other" in card.content and card.data.base_model is None
+
+
+def test_what_is_made_from_gemma_goes_under_its_terms(hub: Hub, command: Command, tmp_path: Path) -> None:
+    write(tmp_path, "stage3b", sets=("model.name=gemma-3-270m",))
+    publish(command, tmp_path).fine()
+    card = ModelCard(hub.files["README.md"].decode())
+    assert (card.data.license, card.data.base_model) == ("gemma", "google/gemma-3-270m")
+    assert b"subject to the Gemma Terms of Use (https://ai.google.dev/gemma/terms)" in hub.files["NOTICE"]
+    assert OF_EMBEDDED.keys() <= EMBEDDED_MODELS.keys() == MODELS.keys()
+
+
 def test_a_dry_run_sends_nothing_and_needs_no_token(
     hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,6 +128,10 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(
     assert "          5,000  model.safetensors" in said and "run/stage.yaml" in said and hub.commits == 0
     assert (tmp_path / "publish/stage3b-20261122-234501.md").read_text().startswith("---\n")
     assert RunDir.open(tmp_path / "stage3b/20261122-234501").verify() == []
+    shutil.rmtree(tmp_path / "publish")
+    (tmp_path / "publish").write_text("precious")
+    publish(command, tmp_path, "--dry-run").refused("publish: cannot be written: File exists", alone=False)
+    assert (tmp_path / "publish").read_text() == "precious"
 
 
 def test_what_must_not_be_published_is_refused_before_anything_is_sent(
@@ -155,6 +196,17 @@ def test_an_adapter_goes_alone_with_the_name_of_its_base(hub: Hub, command: Comm
     assert hub.files["adapter_model.safetensors"] == b"a" * 700
     assert not {"model.safetensors", "config.json"} & set(hub.files) and "tokenizer.json" in hub.files
     assert ModelCard(hub.files["README.md"].decode()).data.library_name == "peft"
+
+
+def test_what_shall_be_private_is_not_sent_into_a_repository_that_is_public(
+    hub: Hub, command: Command, tmp_path: Path
+) -> None:
+    write(tmp_path, "stage3b")
+    publish(command, tmp_path, "--private").refused("exists and is public", "make it private on the hub")
+    assert hub.commits == hub.puts == 0
+    hub.private = True
+    publish(command, tmp_path, "--private").fine()
+    assert hub.commits == 1
 
 
 def test_a_repository_of_somebody_s_is_left_alone(hub: Hub, command: Command, tmp_path: Path) -> None:

@@ -118,6 +118,16 @@ def test_what_is_not_there_is_named(runs_dir: Path, tmp_path: Path) -> None:
         rebuild(tmp_path, ["torn"])
 
 
+def test_a_place_that_cannot_be_written_is_named(runs_dir: Path, results_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(
+        RunStateError, match=r"file/mine: cannot be written: Not a directory; choose another --results-dir"
+    ):
+        collect(runs_dir, "mine", tmp_path / "file")
+    with pytest.raises(RunStateError, match=r"file/mine: cannot be written: Not a directory"):
+        rebuild(results_dir, ["mine"], tmp_path / "file")
+
+
 def test_every_table_of_docs_results_is_rebuilt_from_what_is_kept(results_dir: Path, tmp_path: Path) -> None:
     for name in kept(RESULTS):
         (tmp_path / name).mkdir()

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from app.report.render import build_report
-from tests.app.fakes.synthetic_runs import write_campaign
+from app.report.samples import to_html
+from app.report.study import STAGES
+from tests.app.fakes.synthetic_runs import write_campaign, write_run
+from vast.records.overview import as_html, overview
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -32,6 +35,10 @@ for (const [name, width, text] of pages) {{
       if (one.closest("svg") && one.tagName != "svg" && one.tagName != "text") continue;
       const inside = one.closest(".scroll"), box = one.getBoundingClientRect();
       if (box.width > 1 && box.right > width + 1 && !(inside && one != inside)) out.push(one.tagName + "." + one.className);
+      const word = one.children.length ? "" : one.textContent.trim(), range = frame.contentDocument.createRange();
+      range.selectNodeContents(one);
+      const lines = new Set([...range.getClientRects()].map(part => Math.round(part.top))).size;
+      if (/^T[DH]$/.test(one.tagName) && /^[^\\s-]+$/.test(word) && lines > 1) out.push(`${{word}} is broken`);
     }}
     const colour = frame.contentWindow.getComputedStyle(frame.contentDocument.body).backgroundColor;
     found.textContent += `${{name}} ${{width}} ${{root.scrollWidth}} ${{colour.replaceAll(" ", "")}} [${{out}}]\\n`;
@@ -67,6 +74,7 @@ def chromium(directory: Path, *words: str) -> str:
         "--headless",
         "--no-sandbox",
         "--disable-gpu",
+        "--disable-background-networking",
         f"--user-data-dir={directory / 'profile'}",
         *words,
     ]
@@ -99,6 +107,20 @@ def test_nothing_sticks_out_on_a_phone_or_a_desktop_in_either_theme(tmp_path: Pa
         assert content <= width, f"{theme}: the page scrolls sideways at {width} pixels"
         assert out == "", f"{theme}, {width} pixels"
         assert background == {"light": "rgb(251,250,248)", "dark": "rgb(20,23,26)"}[theme]
+
+
+@needs_chromium
+def test_the_answers_side_by_side_and_the_status_fit_too(tmp_path: Path) -> None:
+    answers = [{"text": "yes " * 40, "echo_rate": 0.5, "repetition_rate": None, "tokens": 8, "cut": True}]
+    columns = [{"model": "stage3b", "mask": mask, "answers": answers, "means": {
+        "echo_rate": 0.5, "repetition_rate": 0.25, "tokens": 8.0, "cut": 1.0}} for mask in ("causal", "prefix", "bidirectional")]  # fmt: skip
+    samples = to_html(
+        {"profile": "embedded", "max_new_tokens": 64, "prompts": [{"id": "a", "text": "b " * 90}], "columns": columns}
+    )
+    write_run(tmp_path / ("runs" * 12), "stage1")
+    status = as_html(overview(tmp_path / ("runs" * 12), STAGES, ()), tmp_path / ("runs" * 12))
+    for theme, width, content, _, out in measured(tmp_path, samples, status):
+        assert (content <= width, out) == (True, ""), f"{theme}, {width} pixels"
 
 
 @needs_chromium

@@ -132,7 +132,7 @@ def test_the_first_screen_counts_all_runs_of_a_campaign_and_names_what_is_missin
     record.write_text(json.dumps(listed))
     report = build_report(tmp_path)
     assert [text for name, text in report.facts if name == "What it cost"] == [
-        "5 runs, 4 min 10 s or $0.17 at $2.5 an hour."
+        "5 runs, 4 min 10 s or $0.17 at $2.50 an hour."
     ]
     assert "Of the campaign mine 5 of 6 runs are complete." in report.cautions
     record.write_text(json.dumps(listed | {"runs": [{}] * 6}))

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.commands.campaign import table
 from app.publish.publication import prepare
 from app.report import comparisons
 from app.report.archive import collect, joint_of, write_joint
@@ -101,7 +102,7 @@ def looks(runs_dir: Path) -> dict[str, Callable[[], object]]:
         chosen = Campaign.model_validate(SETTINGS)
         ledger = Ledger("one", chosen, [], runs_dir)
         ledger.cells, ledger._fingerprints = cells(chosen, "one")[:1], ["f" * 64]
-        assert [one.result for one in ledger.standings()]
+        assert table(ledger.standings(), 80)
         ledger.record()
 
     def overviews() -> None:

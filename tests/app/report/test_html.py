@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -53,12 +54,26 @@ def test_the_name_of_an_axis_stays_inside_the_plot(left: float, where: tuple[str
     assert re.search(r'x="([\d.]+)" y="[\d.]+" text-anchor="(\w+)"', chart.parts[-1]).groups() == where  # type: ignore[union-attr]
 
 
-def test_a_long_name_of_a_row_is_split_after_its_colon_or_before_its_bracket() -> None:
+def test_a_long_name_of_a_row_is_split_after_its_colon_and_before_its_bracket() -> None:
     names = ["short (one)", "as trained: left to right", "reading, context first (reading-seeds)"]
     chart = rows_chart(names, (0.0, 1.0), 30, right=10, top=8)
     assert [re.sub("<[^>]+>", "", part) for part in chart.parts] == [
         "short (one)", "as trained:", "left to right", "reading, context first", "(reading-seeds)",
     ]  # fmt: skip
+    both = rows_chart(
+        ["stage2: base/bidirectional (leaks)", "SmolLM2: reading, twice (wide)"], (0.0, 1.0), 30, right=10, top=8
+    )
+    texts = [re.sub("<[^>]+>", "", part) for part in both.parts]
+    assert texts == ["stage2:", "base/bidirectional (leaks)", "SmolLM2:", "reading, twice", "(wide)"]
+    tops = [float(top) for top in re.findall(r' y="([\d.]+)"', "".join(both.parts))]
+    assert all(after - before > 14 for before, after in itertools.pairwise(tops))  # no line on another
+
+
+@pytest.mark.parametrize("most", [0.3, 0.45, 0.6, 0.85, 1.0, 1.2, 1.7])
+def test_an_axis_has_at_least_two_numbers(most: float) -> None:
+    chart = Chart((0.19, most), (0, 1), 40, 100)
+    chart.x_axis("macro accuracy")
+    assert 3 <= sum(part.startswith("<text") for part in chart.parts) <= 8  # its name is one of these
 
 
 def test_page_has_language_title_and_headings_in_order(tree: ElementTree.Element) -> None:

@@ -274,6 +274,14 @@ def test_runs_are_listed_newest_first_whatever_their_state(tmp_path: Path) -> No
     assert rows[3].when == "2026-01-02 03:04"
 
 
+def test_seed_suite_and_order_that_are_unusual_stand_beside_the_profile(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1")
+    write_run(tmp_path, "stage1", minute=1, seed=2)
+    write_run(tmp_path, "stage1", minute=2, suite=("reading", "question_first"))
+    assert [row.profile for row in list_rows(tmp_path)] == [
+        "embedded reading question_first", "embedded seed 2", "embedded"]  # fmt: skip
+
+
 @pytest.mark.parametrize(("total", "said"), [(0, "check"), (20, "check 0 of 20")])
 def test_a_run_that_is_only_starting_shows_its_phase_alone(tmp_path: Path, total: int, said: str) -> None:
     with RunDir.create(tmp_path, "stage1", START) as run:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
+from app.report.power import can_show
 from app.report.render import Report, build_report
 from app.report.sentences import Finding, excluded, facts, finding
 from app.report.tables import gold_nll
@@ -216,6 +217,24 @@ def test_few_items_and_one_seed_are_cautioned(tmp_path: Path, monkeypatch: pytes
     assert any(text.startswith("One training seed per stage.") for text in cautions)
 
 
+def test_where_the_answer_is_sure_nobody_is_asked_for_more_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single accuracies are known to 4 points, and the differences that the answer states are clear."""
+    nll(monkeypatch, stage3b_prefix=1.0)
+    found = report_with(tmp_path, monkeypatch, 100, base_prefix=1.2, stage3b_prefix=-1.2)
+    widest = max(e.macro.hi - e.macro.lo for e in found.study.evaluations if not e.leaks)
+    assert widest > 0.06 and "to tell" not in found.headline
+    assert not any(text.startswith("Few items") for text in found.cautions)
+
+
+@pytest.mark.parametrize("least", [0.0031, 0.0196, 0.0204])
+def test_what_is_denied_is_the_smallest_difference_as_the_table_prints_it(least: float) -> None:
+    variance = Variance(100, (least / 2.8016) ** 2, 0.0, 1, None)
+    found = Difference(Interval(0.0, -least / 2, least / 2), {}, (0.0,), variance)
+    assert f"{100 * excluded(found):.1f}" == can_show(variance, 100, 1)
+
+
 def test_the_leak_is_read_off_the_gold_nll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = report_with(tmp_path, monkeypatch, items=20).to_markdown()
     assert "base: 2.30 under causal, 0.90 under bidirectional (leaks): below causal, the leak at work." in text
@@ -268,3 +287,15 @@ def test_where_nll_decides_too_few_seeds_are_no_absence_of_a_difference(
     compared: Any = SimpleNamespace(verdict="within noise", nll_verdict="within noise", accuracy=level, nll=level, too_few_items=True)  # fmt: skip
     found = finding(compared, "gold_nll")
     assert found.direction == direction and found.text.startswith(text)
+
+
+def test_one_item_a_task_decides_nothing(tmp_path: Path) -> None:
+    """`LIMIT=1`: five items, on which everything that differs differs by 20 points."""
+    write_experiment(tmp_path, items=1)
+    report = build_report(tmp_path)
+    assert all(finding(c).direction == "unclear" for c in report.study.comparisons)
+    assert report.headline.startswith(
+        "What reading its prompt in both directions does without finetuning is open (not enough items"
+    )
+    assert " ± " not in report.to_markdown().partition("Accuracy by task")[2].partition("###")[0].partition("\n")[2]
+    assert any(text.startswith("Few items (1 in the smallest task)") for text in report.cautions)

@@ -179,3 +179,15 @@ def test_it_works_without_torch() -> None:
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode in (0, 2) and done.stdout.startswith("ok       python") and not done.stderr, done
+
+
+def test_on_a_terminal_a_line_is_broken_between_words_and_in_a_file_it_is_one() -> None:
+    text = "in the directory /a/place/whose/name/is/longer/than/the/terminal, which-is-never-broken either, whatever the width of the terminal is"
+    line = str(words.Check("cache", "missing", text))
+    assert words.wrapped(line) == line
+    for width in (60, 80, 120):
+        first, *others = words.wrapped(line, width).splitlines()
+        assert first.startswith("missing  cache           in the directory") and others
+        assert all(other.startswith(" " * 25) and other[25] != " " for other in others)
+        assert " ".join([first, *(other.strip() for other in others)]) == line
+        assert all(len(one) <= width or len(one.split()) == 1 for one in (first, *others))

@@ -22,7 +22,7 @@ from app.scoring.loglikelihood import _LOGITS, Count, Scored, _evaluated, _Runni
 from app.scoring.token_cache import requests_of
 from jobs.config.profile import ModelSource
 from jobs.config.schema import TASK_NAMES, Score
-from jobs.errors import DataError
+from jobs.errors import DataError, ModelError
 from tests.app import oracle
 from tests.app.conftest import make_model, shallow
 
@@ -201,6 +201,20 @@ def test_a_result_that_is_not_finite_is_its_own_requests_alone(bad: float) -> No
         found[2] == Scored(-3.0, 2, True) and found[1] == Scored(-12.0, 3, False) and found[3] == Scored(0.0, 0, True)
     )
     assert not math.isfinite(found[0].logprob)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+def test_an_evaluation_chooses_nothing_by_what_is_no_number(
+    bad: float, smol: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`argmax` would take NaN for the best choice, and the accuracy would be shown before samples.jsonl cannot be written."""
+    settings = Score(masks=["causal"], tasks=["arc_easy"], limit=2, bootstrap=50)
+    items = load_items("arc_easy", limit=2)
+    made = requests_of(smol.tokenizer, pairs_of(items), "harness")
+    found = [Scored(bad if number == 5 else -1.0, 1, False) for number in range(len(made))]
+    monkeypatch.setattr("app.scoring.evaluate.loglikelihood_shared", lambda *given, **named: found)
+    with pytest.raises(ModelError, match=f"arc_easy/1 choice 1: its log-likelihood is {bad}; try dtype float32"):
+        evaluate(smol, items, made, "causal", settings, label="base", model="base", model_run=None, seed=0)
 
 
 def test_what_does_not_fit_is_refused_not_cut(model_of: Any) -> None:

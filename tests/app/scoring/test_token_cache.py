@@ -56,7 +56,7 @@ def test_what_is_read_is_what_was_made(rule: Any, tmp_path: Path, encodings: lis
     assert requests_of(tokenizer, [], rule, tmp_path) == [] == requests_of(tokenizer, [], rule, tmp_path)
 
 
-def test_everything_that_decides_the_ids_is_in_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_everything_that_decides_the_ids_is_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer, other, begun = word_tokenizer("<s> $A"), word_tokenizer("$A </s>"), word_tokenizer("<s> $A")
     begun.eos_token = "a"
     apart = word_tokenizer("<s> $A")
@@ -64,12 +64,11 @@ def test_everything_that_decides_the_ids_is_in_the_key(monkeypatch: pytest.Monke
     keys = [key_of(tokenizer, PAIRS, "harness"), key_of(tokenizer, PAIRS, "reference"), key_of(other, PAIRS, "harness"),
             key_of(begun, PAIRS, "harness"), key_of(apart, PAIRS, "harness")]  # fmt: skip
     keys += [key_of(tokenizer, pairs, "harness") for pairs in ([("a", "b")], [("ab", "")], [("a", "b"), ("a", "b")])]
-    monkeypatch.setattr(array_cache.tokenizers, "__version__", "0")
+    monkeypatch.setattr(array_cache, "VERSIONS", "others")
     keys.append(key_of(tokenizer, PAIRS, "harness"))
-    source = tmp_path / "encode.py"
-    source.write_text("another rule")
-    monkeypatch.setattr(token_cache.encode, "__file__", str(source))
-    keys.append(key_of(tokenizer, PAIRS, "harness"))
+    for source in ("app.scoring.encode", "app.scoring.token_cache", "app.data.array_cache"):
+        monkeypatch.setitem(token_cache._SOURCES, source, b"another rule")
+        keys.append(key_of(tokenizer, PAIRS, "harness"))
     assert len(set(keys)) == len(keys)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import signal
@@ -12,7 +13,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import openai
 import pytest
@@ -21,7 +24,7 @@ import torch
 from app.attention.mask import Document
 from app.model.load import Loaded
 from app.serve import prompts, server
-from app.serve.decoding import Row, Sampling
+from app.serve.decoding import Delta, Row, Sampling
 from app.serve.requests import ApiError
 from app.serve.worker import Worker
 from tests.app.fakes.command_line import Command
@@ -171,6 +174,22 @@ def test_a_client_that_goes_away_ends_its_answer(stream: bool, loaded: Loaded, m
         gate.set()
         hook.remove()
     assert made[0].finish == "cancelled" and made[0].length < 64
+
+
+def test_a_client_that_goes_away_is_noticed_while_tokens_come(loaded: Loaded) -> None:
+    """A token comes more often than a look is due."""
+    clock = iter(range(1000))
+    worker: Any = SimpleNamespace(now=lambda: next(clock) / 4)
+    endpoint = server._Endpoint(server.Served(loaded, "prefix", ("a",), {}, 0, 64, 60.0), worker)
+    row, gone = Row([5], Document(1, 1), Sampling(64), print, 60.0), SimpleNamespace(is_disconnected=AsyncMock())
+
+    async def answered() -> int:
+        events: asyncio.Queue[Any] = asyncio.Queue()
+        for _ in range(64):
+            events.put_nowait((0, Delta("a", ())))
+        return len([part async for part in endpoint._parts(gone, [row], events, ())])  # type: ignore[arg-type]
+
+    assert asyncio.run(answered()) < 10 and row.cancelled
 
 
 def until(true: Callable[[], bool]) -> None:

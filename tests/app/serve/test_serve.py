@@ -8,11 +8,19 @@ from typing import Any
 
 import openai
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from app.attention.mask import Document
 from app.model.load import Loaded
 from app.scoring.encode import Request
 from app.scoring.generate import answers, encode_prompts
 from app.scoring.loglikelihood import loglikelihood
+from app.serve.decoding import Row, Sampling, Token, own_tokenizer
+from app.serve.prompts import Reader
+from app.serve.requests import Completion
+from app.serve.responses import Completions
 from tests.app.fakes.command_line import Command
 from tests.app.serve.serving import ask, complete, serving
 
@@ -71,6 +79,48 @@ def test_chat_log_probabilities_are_those_of_the_same_prompt_as_ids(client: open
     assert [one.logprob for one in chat] == pytest.approx(plain.token_logprobs, abs=1e-5)
     assert all(bytes(one.bytes).decode() == one.token for one in chat if one.bytes is not None)
     assert all(len(one.top_logprobs) == 3 for one in chat)
+
+
+def test_the_chosen_token_is_among_the_likeliest_and_of_one_text_the_likeliest_counts(
+    client: openai.OpenAI, loaded: Loaded
+) -> None:
+    told = complete(client, PROMPTS[0], logprobs=1, temperature=1.9, seed=3).choices[0].logprobs
+    for text, logprob, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert top[text] == logprob and len(top) == (1 if max(top.values()) == logprob else 2)
+    halves = [
+        loaded.tokenizer.encode(one, add_special_tokens=False)[0]
+        for one in ("\N{OLD PERSIAN SIGN A}", "\N{THAI CHARACTER KO KAI}")
+    ]
+    top = Completions("a", "b", loaded.tokenizer, True)._told(0, [Token(halves[1], -3.0, ((halves[0], -1.0), (halves[1], -3.0)))])  # fmt: skip
+    assert top["top_logprobs"] == [{"\N{REPLACEMENT CHARACTER}": -1.0}]
+
+
+def test_what_is_null_is_not_given(client: openai.OpenAI) -> None:
+    names = ("n", "stop", "top_p", "seed", "logprobs", "echo", "stream", "stream_options", "logit_bias", "user")
+    assert complete(client, PROMPTS[0], **dict.fromkeys(names)).choices == complete(client, PROMPTS[0]).choices
+
+
+def test_an_answer_goes_on_after_its_prompt_where_a_tokenizer_begins_a_text_without_a_blank() -> None:
+    words = {word: id for id, word in enumerate(("<unk>", "\u2581The", "\u2581cat", "s"))}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Metaspace()
+    told: list[Any] = []
+    row = Row([1], Document(1, 1), Sampling(2), told.append)
+    for id in (2, 3):
+        row.add(Token(id, None), PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert [one.text for one in told] == [" cat", "s"]
+
+
+@pytest.mark.parametrize("stop", [(), ("zzz", "\u672cX")])
+def test_half_a_character_or_half_a_stop_string_waits_for_its_other_half(stop: tuple[str, ...], loaded: Loaded) -> None:
+    text, told = "h\u00e9 \U0001f600\U0001f468\u200d\U0001f469 \u65e5\u672c\u8a9e zz", list[Any]()
+    ids = loaded.tokenizer.encode(text, add_special_tokens=False)
+    row = Row([7], Document(1, 1), Sampling(len(ids), stop=stop), told.append)
+    for id in ids:
+        row.add(Token(id, None), loaded.tokenizer)
+    parts = [one.text for one in told]
+    assert "".join(parts) == text and len(ids) > len(text) and told[-1].finish == "length"
+    assert len(parts) > 5 and not any("\N{REPLACEMENT CHARACTER}" in part for part in parts)
 
 
 # ---- streams, stops, samples -------------------------------------------------------------------------------------------
@@ -158,6 +208,13 @@ def test_requests_that_come_together_are_answered_as_alone(client: openai.OpenAI
 
 def test_echo_scores_a_prompt_under_the_causal_mask_alone(client: openai.OpenAI, loaded: Loaded) -> None:
     assert complete(client, PROMPTS[0], echo=True).choices[0].text.startswith(PROMPTS[0])
+    opened, begun = (
+        own_tokenizer(loaded),
+        TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]),
+    )
+    opened.tokenizer.backend_tokenizer.post_processor = begun  # as of a tokenizer that begins every text
+    asked = Reader(opened, "prefix", 64).completion(Completion(model="", prompt=PROMPTS[:2], echo=True))
+    assert list(asked.echoes) == PROMPTS[:2] and all(ids[0] == 1 for ids, _ in asked.prompts)
     with pytest.raises(openai.BadRequestError, match="sees itself") as refused:
         complete(client, PROMPTS[0], echo=True, logprobs=1)
     assert refused.value.param == "echo"

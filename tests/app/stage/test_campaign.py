@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.live import Live
 
-from app.commands.campaign import progress
+from app.commands.campaign import progress, table
 from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
 from app.stage import campaign as campaign_module
@@ -27,7 +27,7 @@ from app.stage.campaign import Standing, deal, devices_of, run_cells
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
 from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
-from jobs.runs.rundir import list_runs
+from jobs.runs.rundir import RunDir, list_runs
 from tests.app.fakes.command_line import Command, everything_in
 from tests.app.fakes.small_cache import ROWS
 from tests.app.fakes.warm_process import WarmProcess
@@ -108,9 +108,32 @@ def test_a_plan_starts_nothing_and_what_is_wrong_is_one_line(command: Command, t
     for option, value in (("--share", "0/5"), ("--workers", 5)):
         command("campaign", "ci", "--runs-dir", runs, option, value).refused(
             f"{option}: 5 parts, and the campaign has 4 runs; make it 4 at most")  # fmt: skip
+    for option in ([], ["--plan"]):
+        mine = write(tmp_path / "mine.yaml", gpu="H2000")
+        command("campaign", mine, "--runs-dir", runs, *option).refused("no such GPU")
     mine = write(tmp_path / "mine.yaml", seeds=[3, 3])
     command("campaign", mine, "--runs-dir", runs).refused("seeds: expected each entry once, found 3 twice")
     assert everything_in(tmp_path) == ["mine.yaml"]
+
+
+def test_a_directory_that_cannot_be_written_is_one_line(command: Command) -> None:
+    command("campaign", "ci", "--runs-dir", "/proc/runs").refused("/proc/runs/campaigns/ci.json: cannot be written")
+
+
+def test_the_table_has_each_run_s_number_at_any_width(tmp_path: Path) -> None:
+    cell, other, *_ = cells(*read_campaign("ci"))
+    run = tmp_path / "cell" / "20261130-120000"
+    run.mkdir(parents=True)
+    headline = {"cell/prefix": 0.51239, "cell/bidirectional": 0.25}
+    (run / "summary.json").write_text(json.dumps({"profile": "ci", "headline": headline}))
+    standings = [Standing(cell, "complete", RunDir(run)), Standing(other, "open", None)]
+    for width in (60, 80, 120, 140):
+        lines = table(standings, width)
+        assert max(map(len, lines)) <= width and len(lines) == 4
+        end = lines[0].index("Result") + len("Result")
+        assert lines[2][:end].endswith(" complete   0.512") or lines[2][:end].endswith(" complete  0.512")
+        assert lines[3][:end].endswith(" -")
+    assert lines[2].endswith("cell/prefix, cell/bidirectional (leaks) 0.250")
 
 
 def test_what_was_declared_may_not_change_once_there_are_runs(command: Command, tmp_path: Path) -> None:

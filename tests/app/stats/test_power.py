@@ -6,9 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import nct, t
 
 from app.stats.difference import Variance, difference
-from app.stats.power import items_needed, of_discordance, smallest_difference
+from app.stats.power import items_needed, of_discordance, power, smallest_difference
 
 
 def shown(draws: np.ndarray) -> float:
@@ -56,15 +57,45 @@ def test_tasks_of_unequal_size_weigh_the_same() -> None:
 
 
 def test_with_seeds_that_differ_more_items_alone_do_not_help() -> None:
-    few, many = (of_discordance({"a": n}, {"a": 0.1}, seeds=4, seed_deviation=0.02) for n in (500, 500_000))
-    assert smallest_difference(many) == pytest.approx(2.80 * 0.02 / 2, rel=0.01)
-    assert smallest_difference(few) > smallest_difference(many)
-    assert items_needed(few, 0.02) is None
-    rng, d = np.random.default_rng(0), smallest_difference(few)
-    effects = d + rng.normal(0, 0.02, size=(20_000, 4)).mean(axis=1)
-    found = effects + rng.normal(0, np.sqrt((0.1 - d**2) / 500), size=20_000)
-    error = math.sqrt((0.1 - d**2) / 500 + 0.02**2 / 4)
-    assert (np.abs(found) > 1.96 * error).mean() == pytest.approx(0.80, abs=0.02)
+    few, many = (of_discordance({"a": n}, {"a": 0.1}, seeds=8, seed_deviation=0.02) for n in (500, 500_000))
+    assert smallest_difference(many) < smallest_difference(few)
+    assert items_needed(few, 0.02) is None and items_needed(few, 0.03) is not None
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 20])
+def test_where_the_seeds_are_all_that_varies_the_power_is_that_of_a_t_test(seeds: int) -> None:
+    d = smallest_difference(of_discordance({"a": 10**9}, {"a": 0.1}, seeds=seeds, seed_deviation=0.01))
+    shift, bound = d / (0.01 / math.sqrt(seeds)), t.ppf(0.975, seeds - 1)
+    assert nct.sf(bound, seeds - 1, shift) == pytest.approx(0.80, abs=0.005)
+
+
+@pytest.mark.parametrize(("seeds", "of_seed", "of_both"), [(3, 0.1, 0.1), (2, 0.1, 0.3), (5, 0.0, 1.0)])
+def test_the_interval_of_the_report_shows_the_smallest_difference_four_times_in_five(
+    seeds: int, of_seed: float, of_both: float
+) -> None:
+    """Experiments of items (deviation 0.5), seeds and both together, through the same interval that a report prints."""
+    items, trials = 100, 400
+    variance = Variance(items, (0.5**2 + of_both**2 / seeds) / items, 0.0, seeds, of_seed**2, of_both**2 / items)
+    d, rng = smallest_difference(variance), np.random.default_rng(0)
+    seen = 0
+    for trial in range(trials):
+        of_item = rng.normal(d, 0.5, items)
+        found = [{"a": of_item + rng.normal(0, of_seed) + rng.normal(0, of_both, items)} for _ in range(seeds)]
+        seen += difference(found, [{"a": np.zeros(items)}] * seeds, samples=200, seed=trial).total.lo > 0
+    assert seen / trials == pytest.approx(0.80, abs=0.05)
+
+
+def test_more_items_may_show_less_where_two_seeds_are_left_to_decide() -> None:
+    """The seeds' part in the variance grows with the items, and with it the quantile of t."""
+    now = of_discordance({"a": 1000}, {"a": 0.3}, seeds=2, seed_deviation=0.01)
+    n = items_needed(now, 0.10)
+    assert n is not None and n > 1
+    at = [power(of_discordance({"a": k}, {"a": 0.3}, seeds=2, seed_deviation=0.01), 0.10) for k in (n - 1, n, 10**7)]
+    assert at[0] < 0.8 <= at[1] and at[2] < 0.8
+
+
+def test_seeds_that_differ_by_more_than_all_items_show_nothing() -> None:
+    assert smallest_difference(of_discordance({"a": 1000}, {"a": 0.5}, seeds=2, seed_deviation=0.4)) == math.inf
 
 
 def test_the_items_needed_are_those_at_which_that_difference_is_the_smallest() -> None:

@@ -14,6 +14,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from app.stats.bootstrap import Interval, _item_counts, macro_interval, paired_bootstrap, resampled_macro, stderr
+from app.stats.difference import difference
 from app.stats.mcnemar import holm, mcnemar_exact
 
 
@@ -218,3 +219,26 @@ def test_nothing_to_resample_is_an_error(bad: dict[str, list[int]]) -> None:
 def test_no_resamples_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least 1 resample, found 0"):
         macro_interval({"a": [1, 0]}, samples=0, seed=0)
+
+
+@pytest.mark.parametrize("items", [{"a": 1}, {"a": 1, "b": 200}, {"a": 5}, {"a": 2, "b": 3}])
+def test_too_few_items_are_no_certainty(items: dict[str, int]) -> None:
+    """Their resamples are all alike: percentiles would bound a difference of everything by itself."""
+    won, lost = ({task: np.full(n, right) for task, n in items.items()} for right in (1.0, 0.0))
+    found = paired_bootstrap(won, lost, chance=0.25, samples=200, seed=0)
+    assert found.difference == Interval(1.0, -1.0, 1.0)
+    assert not found.retention.defined and not found.above_chance.defined
+    assert macro_interval(won, samples=200, seed=0) == (1.0, 0.0, 1.0)
+    seeds = difference([won] * 3, [lost] * 3, samples=200, seed=0)
+    assert seeds.total == Interval(1.0, -1.0, 1.0)
+    weighted = difference([won], [lost], sizes=won, samples=200, seed=0).total
+    assert weighted.value == 1.0 and not weighted.defined and not weighted.excludes(0.0)
+    few = {task for task, n in items.items() if n < 6}
+    assert {task for task, i in found.difference_by_task.items() if (i.lo, i.hi) == (-1.0, 1.0)} == few
+    assert {task for task, i in seeds.by_task.items() if (i.lo, i.hi) == (-1.0, 1.0)} == few
+
+
+def test_six_items_that_all_differ_are_beyond_chance_by_the_sign_test_too() -> None:
+    won, lost = {"a": np.ones(6)}, {"a": np.zeros(6)}
+    assert paired_bootstrap(won, lost, chance=0.25, samples=200, seed=0).difference == Interval(1.0, 1.0, 1.0)
+    assert mcnemar_exact(won["a"], lost["a"]).p_value < 0.05 <= mcnemar_exact(np.ones(5), np.zeros(5)).p_value

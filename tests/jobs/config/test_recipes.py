@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.config.load import recipe_names, resolve
+from jobs.config.load import RECIPES_DIR, resolve
+from jobs.config.validate import names_in
 from jobs.errors import ConfigError
 
 
 @pytest.mark.parametrize("profile", ["ci", "embedded", "gemma-270m", "ministral-3b"])
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", names_in(RECIPES_DIR))
 def test_every_recipe_fits_every_profile_and_changes_only_training(recipe: str, profile: str) -> None:
     plain, job = resolve("stage3b", profile).stage, resolve("stage3b", profile, sets=[f"recipe={recipe}"]).stage
     assert job.recipe == recipe and job.train is not None and plain.train is not None

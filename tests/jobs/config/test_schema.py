@@ -99,7 +99,12 @@ def complaint(path: str, value: object) -> str:
         ("data.train", {"source": "hub", "format": "alpaca"}, "data.train.name: missing for source hub"),
         ("data.train", {"source": "path", "format": "alpaca"}, "data.train.path: missing for source path"),
         ("data.train.name", "x", "data.train.name: only for source hub"),
-        ("gpus", 0, "gpus: expected a positive integer, found 0"),
+        ("gpus", 0, "gpus: expected an integer above 0 and at most 1024, found 0"),
+        # Larger ones would fill the memory, or never end, before anybody learns that a digit is too many.
+        ("gpus", 10**9, "gpus: expected an integer above 0 and at most 1024, found 1000000000"),
+        ("train.batch_size", 10**12, "train.batch_size: expected an integer above 0 and at most 1000000"),
+        ("train.lora.r", 10**9, "train.lora.r: expected an integer above 0 and at most 16384"),
+        ("score.bootstrap", 10**12, "score.bootstrap: expected an integer above 0 and at most 1000000"),
     ],
 )
 def test_a_wrong_value_is_answered_with_file_key_found_and_expected(path: str, value: object, message: str) -> None:

@@ -127,7 +127,7 @@ def test_a_file_on_a_device_that_is_really_full_is_a_clear_error(
     make_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunDir.reopen(make_run(state="interrupted").path) as run:
-        monkeypatch.setattr(atomic, "_serial", iter(["x"]))
+        monkeypatch.setattr(atomic.secrets, "token_hex", lambda size: "x")
         (run.path / f".metrics.json.{os.getpid()}-x.tmp").symlink_to(FULL)
         before = snapshot(run.path.parent)
         with pytest.raises(DiskFull, match=r"metrics\.json: no space left on the disk"):

@@ -325,7 +325,7 @@ def test_a_machine_above_the_bound_is_not_rented(played: dict[str, Scene]) -> No
         (("--image", IMAGE, "--max-cost", "0"), {}, "'--max-cost'"),
         (("--image", IMAGE, "--max-cost", "nan"), {}, "'nan' is not a finite number"),
         (("--image", IMAGE, "--max-cost", "0.1"), {}, "raise --max-cost, which must pay for 1.75 h,"),
-        (("--image", IMAGE, "--policy", "none.yaml"), {}, "none.yaml: cannot be read"),
+        (("--image", IMAGE, "--policy", "none.yaml"), {}, "none.yaml: cannot be read: No such file or directory; correct the path"),
         (("--image", IMAGE, "--ssh-key", "none"), {}, "'--ssh-key'"),
         (("--image", IMAGE, "stage4"), {}, "unexpected extra argument (stage4)"),
         (("--image", IMAGE), {"VAST_API_KEY": ""}, "no key of the account"),

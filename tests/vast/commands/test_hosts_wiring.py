@@ -74,12 +74,17 @@ def test_an_open_run_of_the_same_profile_file_is_found_although_its_path_differs
 
 @pytest.mark.parametrize(
     ("text", "fact"),
-    [("key: /no/such/key\n", "no such private key: /no/such/key"), ("ports: 3\n", "ports"), (None, "No such file")],
+    [
+        ("key: /no/such/key", "no such private key: /no/such/key"),
+        ("key: ~nobody-here/id", "no such private key: ~nobody-here/id"),
+        ("ports: 3", "ports"),
+        (None, "no such file; name the list of machines, or unset it"),
+    ],
 )
 def test_a_mistake_in_the_list_is_one_line(tmp_path: Path, text: str | None, fact: str) -> None:
     path = tmp_path / "hosts.yaml"
     if text is not None:
-        path.write_text(HOSTS.format(key="/no/such/key") if text.startswith("key") else HOSTS.format(key="k") + text)
+        path.write_text(HOSTS.replace("key: {key}", text if text.startswith("key") else f"key: k\n{text}").format())
     with pytest.raises(ConfigError) as raised:
         with_hosts(Wiring(environ={"VAST_HOSTS": str(path)}, home=tmp_path))
     assert str(path) in str(raised.value) and fact in str(raised.value) and "\n" not in str(raised.value)

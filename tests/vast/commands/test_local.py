@@ -31,7 +31,7 @@ SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https:/
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEngine]:
     engine = FakeEngine(tmp_path / "s")
-    monkeypatch.setattr(wirings, "reach", lambda environ: engine.client())
+    monkeypatch.setattr(wirings, "reach", lambda environ: (engine.client(), engine.identity))
     yield engine
     engine.close()
 
@@ -72,13 +72,13 @@ def test_every_section_of_the_local_policy_has_a_reason() -> None:
 
 
 def test_the_image_is_pinned_to_what_its_name_means_now(fake: FakeEngine) -> None:
-    made = local.decide(fake.client(), Asked(gpu="none"), "prefill:test", {})
+    made = local.decide(fake.client(), "engine-1", Asked(gpu="none"), "prefill:test", {})
     assert (made.image_id, made.engine) == (fake.images["prefill:test"], "engine-1")
 
 
 def test_an_image_that_is_nowhere_is_named_with_its_remedy(fake: FakeEngine) -> None:
     with pytest.raises(UserError, match=r"--image prefill:none: no such image here, .* make image"):
-        local.decide(fake.client(), Asked(gpu="none"), "prefill:none", {})
+        local.decide(fake.client(), "engine-1", Asked(gpu="none"), "prefill:none", {})
 
 
 # ---- pid 1 --------------------------------------------------------------------------------------------------------------------

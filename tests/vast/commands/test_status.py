@@ -59,6 +59,12 @@ def test_logs_begin_with_the_last_lines_of_a_long_log(world: World) -> None:
     assert world.vast("logs", folder.run_id, "--all").stdout == world.shell.text.decode()
 
 
+def test_a_terminal_gets_no_control_characters_of_a_log(world: World) -> None:
+    folder = world.left_running()
+    world.shell.text = "\x1b[31mred\x1b[0m\r\u2588 1\t\x1b]0;title\x07\x9b2J\u202eend\n".encode()
+    assert world.vast("logs", folder.run_id).stdout == "red\r\u2588 1\t ]0;title  2J end\n"
+
+
 def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = world.left_running()
     real = world.clock.sleep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import pytest
 
 from tests.vast.fakes.command_line import IMAGE, UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, ended, running
+from vast.commands.plan_text import print_rows
 from vast.ports import Address, Host, Pulled
 from vast.rental import preflight
 from vast.session import view
@@ -34,6 +36,20 @@ def test_a_run_is_rented_watched_fetched_and_destroyed(world: World) -> None:
         "terminating",
     }
     assert world.folder.lines.read_text() == done.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_row_of_the_plan_breaks_no_word_at_the_end_of_a_terminals_line(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = "1 x RTX 4090, 24 GB, $0.300 per hour, on-demand; " * 5 + "x" * 130
+    print_rows({"offer": text, "hosts": ""})
+    lines = capsys.readouterr().err.splitlines()
+    assert [word for line in lines for word in line.split()] == ["offer", *text.split()]
+    assert len(lines) > 2 and max(map(len, lines[:-1])) <= width < len(lines[-1])
+    assert all(line.startswith(" " * 13) for line in lines[1:])
 
 
 def test_the_shell_pins_host_keys_under_the_machine_that_there_is(world: World) -> None:

@@ -46,7 +46,8 @@ class Rented:
 
     def watchdog_argv(self, **options: Any) -> list[str]:
         settings = {"dir": self.root / ".watchdog", "run-id": RUN_ID, "nonce": NONCE, "t-hard": FOREVER, "t-silent": FOREVER,
-                    "grace": 5, "max-dollars": FOREVER, "dollars-per-hour": 1, "url": "http://127.0.0.1:9"}  # fmt: skip
+                    "grace": 5, "max-dollars": FOREVER, "dollars-per-hour": 1, "url": "http://127.0.0.1:9",
+                    "secrets-dir": self.secrets}  # fmt: skip
         settings |= {name.replace("_", "-"): value for name, value in options.items()}
         words = [word for name, value in settings.items() if value is not True for word in (f"--{name}", str(value))]
         flags = [f"--{name}" for name, value in settings.items() if value is True]

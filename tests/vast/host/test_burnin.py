@@ -202,8 +202,12 @@ def test_a_check_that_hangs_is_named_and_the_others_answer() -> None:
 # ---- disk and network -----------------------------------------------------------------------------------------------------
 
 
-def test_the_disk_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
+def test_the_disk_is_written_read_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a burn-in that is killed at its time limit while it writes half a gigabyte."""
+    seen: list[list[Path]] = []
+    monkeypatch.setattr(burnin.os, "fdatasync", lambda file: seen.append(list(tmp_path.iterdir())))
     found = disk(tmp_path, size=2 * burnin.PIECE)
+    assert seen == [[], []]
     assert found["disk_write_mb_s"] > 0 and found["disk_read_mb_s"] > 0
     assert list(tmp_path.iterdir()) == []
 

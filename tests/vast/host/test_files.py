@@ -137,6 +137,14 @@ def test_a_checkpoint_that_vanishes_while_it_is_held_is_not_listed_in_part(
     assert not list((tmp_path / ".hold").rglob(".*.tmp"))
 
 
+def test_a_link_or_an_odd_name_in_a_run_is_not_listed_since_the_pull_would_fail(tmp_path: Path) -> None:
+    """A machine that is kept for a person has files of that person."""
+    run = make_run(tmp_path, **{"notes (1).txt": "", "a\nb.txt": ""})
+    (run / "latest.txt").symlink_to("log.txt")
+    job(tmp_path, runs=True)
+    assert [path for path in listed(tmp_path) if path.endswith(".txt") and "/host/" not in path] == [f"{RUN}/log.txt"]
+
+
 def test_without_hard_links_the_files_are_listed_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,19 +57,15 @@ def test_a_mistake_is_named_without_the_value(text: str, machine: Rented) -> Non
     assert TOKEN not in done.stderr and not list(machine.secrets.iterdir())
 
 
-def test_a_disk_is_no_place_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text(
-        f"1 0 8:1 / / rw - ext4 /dev/a rw\n2 1 8:2 / {tmp_path}/shm rw - tmpfs t rw\n3 2 8:3 / {tmp_path}/shm/disk rw - xfs d rw\n"
-    )
-    monkeypatch.setattr(secretfiles, "MOUNTS", mounts)
-    for name in ("shm", "shm/disk", "shmx"):
-        (tmp_path / name).mkdir()
-    assert secretfiles.store({"A": "x"}, tmp_path / "shm/mine") == ["A"]
-    for name in ("shm/disk/mine", "shmx/mine"):
+def test_a_disk_is_no_place_for_them(machine: Rented, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert secretfiles.store({"A": "x"}, machine.secrets) == ["A"]
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    for answer in ("echo ext2/ext3", "exit 1"):
+        (tmp_path / "stat").write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / "stat").chmod(0o755)
         with pytest.raises(RunStateError, match="is on a disk"):
-            secretfiles.store({"A": "x"}, tmp_path / name)
-        assert not (tmp_path / name / "A").exists()
+            secretfiles.store({"B": "x"}, machine.secrets)
+    assert [path.name for path in machine.secrets.iterdir()] == ["A"]
 
 
 def test_a_link_that_somebody_else_put_there_is_refused(machine: Rented, tmp_path: Path) -> None:

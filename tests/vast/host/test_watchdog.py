@@ -337,11 +337,13 @@ def test_a_second_one_finds_the_first_and_ends_well(machine: Rented, api: FakeVa
 
 def test_locally_its_end_is_the_machines(machine: Rented) -> None:
     watchdog = machine.arm(t_silent=SILENT, local=True, url="")
+    (machine.secrets / "HF_TOKEN").write_text("hf_x")
     machine.start(WAITS, "run", "s")
     until((machine.work / "up").exists)
     machine.passes(SILENT)
     assert watchdog.wait(timeout=30) == 0
     assert machine.state_of_runner()["end_reason"] == "stopped"
+    assert not machine.secrets.exists(), "a machine of one's own outlives the run"
     again = machine.arm(t_silent=FOREVER, local=True, url="")
     assert again.wait(timeout=30) == 0, "started again, it ends again"
 

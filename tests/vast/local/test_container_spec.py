@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import ConfigError, UserError
+from jobs.errors import ConfigError, RunStateError, UserError
 from vast.local import container_spec
 from vast.local.container_spec import Asked, ContainerSpec
 
@@ -68,7 +68,15 @@ def test_a_mistake_is_named(asked: Asked, fact: str) -> None:
         decide(asked)
 
 
+def test_a_cache_that_cannot_be_made_is_an_error_of_its_own_option() -> None:
+    with pytest.raises(RunStateError, match=r"^/proc/no/such: cannot be written: .*; name another .*: --cache$"):
+        decide(Asked(cache="/proc/no/such"))
+
+
 def test_a_path_with_a_colon_cannot_be_mounted(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="colon"):
+        decide(Asked(cache=str(tmp_path / "c:d")))
+    assert list(tmp_path.iterdir()) == [], "nothing is made for a mistake"
     (tmp_path / "a:b").mkdir()
     with pytest.raises(ConfigError, match="colon"):
         decide(Asked(readable=(str(tmp_path / "a:b"),)))

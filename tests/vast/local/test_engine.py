@@ -71,7 +71,9 @@ def test_an_engine_that_does_not_answer_is_silent_after_its_limit(fake: FakeEngi
 
 
 def test_no_engine_at_all_is_a_users_mistake_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no container engine answers .* set DOCKER_HOST"):
+    with pytest.raises(
+        UserError, match=r"no container engine answers \(No such file or directory\); .* set DOCKER_HOST"
+    ):
         connect({"DOCKER_HOST": f"unix://{tmp_path}/nothing"}, 1.0)
     with pytest.raises(UserError, match="ssh"):
         connect({"DOCKER_HOST": "ssh://elsewhere"}, 1.0)

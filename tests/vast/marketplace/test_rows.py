@@ -134,7 +134,8 @@ def test_money_and_time_of_an_instance(cloud: VastAI, fake: FakeVast, clock: Man
     clock.sleep(3600)
     seen = cloud.instance(made)
     assert isinstance(seen, Instance) and seen.dollars_per_hour == pytest.approx(0.30 + 40 * 0.15 / 720)
-    assert seen.end == fake.market.rentals[made].created + 30 * 86400
+    began = fake.market.rentals[made].created
+    assert (seen.start, seen.end) == (began, began + 30 * 86400)
     account = cloud.account()
     assert account is not None and account.credit == pytest.approx(25.0 - seen.dollars_per_hour, abs=1e-3)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ from jobs.errors import ConfigError
 from tests import warm_python
 from tests.vast.conftest import kill_all_in
 from tests.vast.fakes.fake_market import ManualClock
-from tests.vast.fakes.host import ROOT, until
-from vast.host import processes, rental
+from tests.vast.fakes.host import ROOT, gone, until
+from vast.host import jobstate, processes, rental, runner
 from vast.host.subprocess_run import Ended
 from vast.marketplace.ssh_hosts import Hosts, Machine, SshHosts, load
 from vast.ports import GONE, Contract, Instance, OfferQuery, Status, label_text
@@ -35,6 +37,7 @@ class Lab:
 
     def __init__(self, directory: Path, clock: ManualClock) -> None:
         self.directory, self.off, self.odd = directory, set[str](), dict[str, Ended]()
+        self.secrets = directory / "secrets"  # of the machine that is rented
         path = directory / "hosts.yaml"
         path.write_text(YAML)
         self.hosts, self.clock = load(path), clock
@@ -52,6 +55,7 @@ class Lab:
         words = tuple(base if word == "/runs" else word for word in words)
         env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
         stdin = stdin.replace(b"/runs/", f"{base}/".encode())
+        words = (*words, *(("--secrets-dir", str(self.secrets)) if words[0] in ("rent", "release") else ()))
         done = warm_python.run([sys.executable, "-S", "-m", "vast.host", *words], input=stdin, env=env)
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
@@ -73,7 +77,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
     for machine in made.hosts.machines:  # the switch outlives every session
         found = rental.view(made.base(machine))["rental"]
         if found is not None:
-            rental.release(made.base(machine), found["id"])
+            rental.release(made.base(machine), found["id"], made.secrets)
     kill_all_in(tmp_path)
 
 
@@ -97,9 +101,11 @@ def test_a_machine_is_found_rented_seen_and_destroyed(lab: Lab) -> None:
     assert (one.id, one.label, one.status) == (number, label_text("stage1-a", 2_000_000_000), Status.RUNNING)
     assert [(at.host, at.port) for at in one.addresses] == [("berta.example", 2222)]
     assert lab.cloud.instance(number) == one and lab.cloud.search(OfferQuery(gpus=1)) == ()
+    lab.secrets.mkdir()
     assert lab.cloud.destroy(number) == "accepted"
     assert lab.cloud.instance(number) is GONE and lab.cloud.instances() == ()
-    assert list(lab.base(berta).iterdir()) == []  # the run's directory goes with it
+    # the run's directory goes with it, and the secrets
+    assert [path.name for path in lab.base(berta).iterdir()] == [rental.LOCK] and not lab.secrets.exists()
     assert lab.cloud.destroy(number) == "accepted"  # again
     lab.clock.sleep(1)
     assert rented(lab, "stage1-b") != number
@@ -112,13 +118,32 @@ def test_a_switch_that_is_just_starting_ends_with_its_rental(lab: Lab) -> None:
     until(lambda: (found := processes.stat(switch)) is None or found.dead, "its end")
 
 
-def test_one_machine_is_never_rented_twice(lab: Lab) -> None:
+@pytest.mark.parametrize("armed", [True, False])
+def test_one_machine_is_never_rented_twice(lab: Lab, armed: bool) -> None:
+    """Not while its switch starts either, which takes a while on a machine that has much to do."""
     berta = lab.hosts.machines[1]
-    number = rented(lab)
-    until(lambda: lab.watched(berta, "stage1-a"), "an armed switch")
+    contract = lab.contract("stage1-a")
+    if not armed:
+        contract = replace(contract, onstart="sleep 600")
+    number = lab.cloud.create(berta.number, contract).instance_id
+    assert number is not None
+    if armed:
+        until(lambda: lab.watched(berta, "stage1-a"), "an armed switch")
     again = lab.cloud.create(berta.number, lab.contract("stage1-b"))
     assert again.outcome == "offer-gone" and "is rented by prefill/stage1-a/" in again.message
     assert isinstance(lab.cloud.instance(number), Instance)
+
+
+def test_the_runner_of_a_released_machine_writes_nothing_any_more(lab: Lab) -> None:
+    """It would record the end of its killed job, for a minute, in a directory that was removed, or half of one."""
+    number, root = rented(lab), lab.base(lab.hosts.machines[1]) / "stage1-a"
+    runner.start(root / ".runner", ["sleep", "600"], None)
+    state = jobstate.observe(root / ".runner")
+    os.kill(state["runner"]["pid"], signal.SIGSTOP)  # it is slower than the release
+    assert lab.cloud.destroy(number) == "accepted"
+    for role in ("runner", "job"):
+        until(lambda role=role: gone(state[role]["pid"]), f"the end of the {role}")
+    assert not root.exists()
 
 
 def test_a_rental_whose_switch_has_ended_is_over_and_the_next_run_takes_the_machine(lab: Lab) -> None:

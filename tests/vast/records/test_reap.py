@@ -97,6 +97,13 @@ def test_the_clock_of_the_service_counts(world: World, days: int) -> None:
     assert f"differs from the service's by {-days * 86_400} s" in done.stderr
 
 
+def test_one_answer_of_a_server_whose_clock_is_ahead_destroys_nothing(world: World) -> None:
+    early = rent(world, "early", world.clock.now() + 600)
+    world.fake.market.now = lambda: world.clock.time + 86_400 * (len(world.fake.requests) > 1)
+    assert world.vast("reap").exit_code == 0
+    assert living(world) == {early.id}
+
+
 def test_a_dry_run_only_prints(world: World) -> None:
     rental = rent(world, "elsewhere", world.clock.now() - 10)
     done = world.vast("reap", "--dry-run")

@@ -22,7 +22,8 @@ from vast.supervisor.journal import FileJournal
 class Disk:
     """Below the runs directory nothing more can be written once it is full."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int = errno.ENOSPC, small: bool = True) -> None:
+        """small: also files of a few bytes."""
         self.full = False
         write, replacing = os.write, atomic.replacing
 
@@ -38,7 +39,8 @@ class Disk:
         @contextmanager
         def replacing_or_refused(path: Path, durable: bool = True) -> Iterator[IO[str]]:
             with atomic.disk_full_reported(path):
-                refuse()
+                if small:
+                    refuse()
             with replacing(path, durable) as file:
                 yield file
 
@@ -102,6 +104,19 @@ def test_down_destroys_the_machine_on_a_full_disk_as_attach_suggests(
     assert len(world.fake.market.living()) == 1
     assert world.vast("down", folder.run_id).exit_code == EXIT_DISK_FULL
     assert world.fake.market.living() == []
+
+
+def test_down_needs_no_room_where_the_token_still_has_some_and_a_record_has_none(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = world.left_running()
+    disk = Disk(monkeypatch, small=False)
+    disk.full = True
+    assert world.vast("down", folder.run_id).exit_code == EXIT_DISK_FULL
+    assert world.fake.market.living() == [] and not folder.report.exists()
+    disk.full = False
+    assert world.vast("down", folder.run_id).exit_code == 0
+    assert folder.report.exists()
 
 
 def test_without_room_down_takes_no_run_from_a_living_supervisor(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, running
 from vast.ports import Account, Address, Pulled, always
 from vast.session.guards import guarded
+from vast.session.view import Lines
 from vast.supervisor import journal
 from vast.supervisor.journal import read_token
 
@@ -64,6 +65,24 @@ def test_a_pull_that_a_person_asked_for_ends_at_the_caps(world: World) -> None:
     done = world.vast(*UP, "--max-hours", "2")
     assert world.fake.market.living() == [] and "time-cap" in done.stderr
     assert world.clock.now() - begun < 2 * 3600 + 600
+
+
+@pytest.mark.parametrize(
+    "error",
+    [UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"), ValueError("I/O operation on closed file.")],
+)
+def test_a_line_that_cannot_be_shown_ends_no_run(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: ValueError
+) -> None:
+    """A terminal without UTF-8, or an output that was closed: a traceback would leave the machine to its switch."""
+
+    def refuse(*seen: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Lines, "look", refuse)
+    world.shell = ScriptedShell([running(1)])
+    done = world.vast(*UP, "--max-hours", "2")
+    assert world.fake.market.living() == [] and "alert: time-cap" in done.stderr, done.output
 
 
 def test_an_account_without_a_number_is_no_other_account(world: World) -> None:

@@ -7,17 +7,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
-from jobs.errors import RunStateError, UserError
+from jobs.errors import EXIT_DISK_FULL, RunStateError, UserError
 from tests import warm_python
 from tests.vast.fakes.command_line import IMAGE
 from tests.vast.fakes.command_process import START
 from tests.vast.fakes.fake_market import KEY
 from tests.vast.fakes.fake_vast import FakeVast
 from tests.vast.fakes.host import ROOT, until
+from vast.__main__ import _flushed, main
 from vast.commands import start
 from vast.records.run_dir import Folder, folders
 
@@ -45,6 +48,26 @@ def call(
 def only(runs: Path) -> Folder:
     (folder,) = folders(runs)
     return folder
+
+
+def test_an_output_that_takes_nothing_or_not_every_letter_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overview = ["overview", "--runs-dir", str(tmp_path)]
+    narrow = TextIOWrapper(BytesIO(), encoding="latin-1")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    assert main(overview) == 0
+    narrow.seek(0)
+    assert "Stages\nstage" in narrow.read() and capsys.readouterr().err == ""
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(overview) == EXIT_DISK_FULL
+        monkeypatch.undo()
+        assert capsys.readouterr().err.startswith("error: standard output: no space left on the disk; free some")
+        with suppress(OSError):
+            full.close()
+    monkeypatch.setattr(sys, "stdout", None)
+    assert _flushed(3) == 3
 
 
 def test_a_supervisor_killed_with_sigkill_is_taken_over_from_its_journal(api: FakeVast, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_the_reason_of_an_ssh_failure_is_reported_once_until_it_changes(
     way.kinds = dict.fromkeys(BOTH, kind)
     for _ in range(3):
         assert shell.probe(BOTH).message.startswith(f"{DIRECT.host}:{DIRECT.port} {said}")
-    assert [record.getMessage() for record in caplog.records] == [f"ssh: {shell.probe(BOTH).message}"]
+    assert [record.getMessage() for record in caplog.records] == [f"no contact: {shell.probe(BOTH).message}"]
     way.kinds = {}
     assert shell.probe(BOTH).contact == "ok"
     way.kinds = dict.fromkeys(BOTH, kind)
@@ -173,9 +173,20 @@ def test_a_job_whose_attempt_is_odd_is_not_known_and_the_rest_may_be_missing(
     fields = {"phase": "ended", "attempt": 2, "run": "../../etc/20261123-101500", "loss": "low", "complete": 1}
     way.replies["look"] = Reply("ok", out=json.dumps({**answer, "job": fields}))
     found = shell.probe(BOTH)
-    assert found.armed is True
+    assert (found.armed, found.uptime) == (True, 2.5)
     assert found.job is not None
     assert (found.job.attempt, found.job.run, found.job.loss, found.job.complete) == (2, None, None, False)
+
+
+def test_a_number_that_would_overflow_a_float_is_not_known(way: DirectoryTransport, shell: HostShell) -> None:
+    """The supervisor divides steps by seconds: a hostile host must not end it so."""
+    job = {"phase": "running", "attempt": 1, "step": 10**400, "total": 10**400}
+    way.replies["look"] = Reply("ok", out=json.dumps({"nonce": NONCE, "boot": "b1", "job": job}))
+    found = shell.probe(BOTH).job
+    assert found is not None and (found.step, found.total) == (0, 0)
+    for odd in ({"attempt": 10**400}, {"exit_code": 10**400}, {"exit_code": True}):
+        way.replies["look"] = Reply("ok", out=json.dumps({"nonce": NONCE, "boot": "b1", "job": {**job, **odd}}))
+        assert shell.probe(BOTH).job is None
 
 
 def test_secrets_go_before_every_start_and_are_nowhere_but_in_standard_input(

@@ -15,6 +15,7 @@ import pytest
 
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
+from vast.host.runs import is_safe
 from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal
@@ -43,6 +44,25 @@ def test_nothing_is_fetched_that_would_fill_the_disk(
     monkeypatch.setattr(pull.shutil, "disk_usage", lambda path: SimpleNamespace(free=pull.RESERVE + 20_000))
     pulled = ours.pull()
     assert pulled.local_disk_full and not way.fetched
+
+
+def test_a_host_that_sends_more_than_it_listed_does_not_fill_the_disk(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.train(100)
+    free = [pull.RESERVE + 10**6]
+    monkeypatch.setattr(pull.shutil, "disk_usage", lambda path: SimpleNamespace(free=free[0]))
+    went_on: list[bool] = []
+
+    def endless(into: Path) -> None:
+        went_on.append(way.paces[-1].proceed())
+        free[0] = pull.RESERVE // 2 - 1
+        went_on.append(way.paces[-1].proceed())
+
+    way.on_fetch, way.breaks_after = endless, 1
+    pulled = ours.pull()
+    assert went_on == [True, False]
+    assert pulled.local_disk_full and pulled.bytes > 0 and not (ours.own / "staging").exists()
 
 
 @pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
@@ -88,7 +108,7 @@ EVIL = ["/etc/passwd", "../outside", f"{RUN}/../../outside", f"{RUN}/./x", f"{RU
 
 @pytest.mark.parametrize(
     ("key", "path"),
-    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not file_list.is_safe(path)],
+    [("path", path) for path in EVIL] + [("from", path) for path in EVIL if path and not is_safe(path)],
 )
 def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
     way: DirectoryTransport, ours: Ours, key: str, path: object
@@ -111,6 +131,7 @@ def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
         {"files": None},
         {"files": ["x"]},
         {"files": [{"path": f"{RUN}/x", "size": -1, "sha256": None}]},
+        {"files": [{"path": f"{RUN}/x", "size": 10**400, "sha256": None}]},
         {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": "abc"}]},
         {"files": [{"path": f"{RUN}/x", "size": 1, "sha256": None}] * 2},
     ],

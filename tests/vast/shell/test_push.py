@@ -50,6 +50,16 @@ def test_the_run_and_its_newest_checkpoint_arrive_and_are_whole(runs: Path, seco
     assert not {"lock", "host", "heartbeat.json"} & {path.name for path in second.run.iterdir()}
 
 
+def test_a_persons_file_of_any_name_beside_those_of_the_run_stops_no_push(runs: Path, second: DirectoryHost) -> None:
+    here = os.fsencode(runs / RUN)
+    for name in (b"notes (1).txt", b"caf\xe9.txt", b"a\nb"):
+        Path(os.fsdecode(here + b"/" + name)).touch()
+    way = DirectoryTransport(second)
+    assert shell_of(runs, way).push(BOTH) is True
+    own = {path.removeprefix(f"{RUN}/") for path in way.sent if path.count("/") == 2}
+    assert own == {"environment.json", "stage.yaml", "train_log.jsonl"}
+
+
 @pytest.mark.parametrize("after", range(5))
 def test_a_torn_push_leaves_no_checkpoint_that_a_job_would_believe(
     runs: Path, second: DirectoryHost, after: int

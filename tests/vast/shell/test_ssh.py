@@ -104,7 +104,7 @@ def test_a_command_as_it_is_called(bench: Bench) -> None:
     assert bench.last() == (
         "-F /dev/null -i PRIVATE/key -p 40022 -o BatchMode=yes -o ConnectTimeout=10 -o ConnectionAttempts=1"
         " -o ServerAliveInterval=5 -o ServerAliveCountMax=3 -o StrictHostKeyChecking=accept-new"
-        " -o UserKnownHostsFile=PRIVATE/candidates -o GlobalKnownHostsFile=/dev/null"
+        f" -o UserKnownHostsFile=PRIVATE/{socket}.keys -o GlobalKnownHostsFile=/dev/null"
         " -o HostKeyAlias=prefill-7-203.0.113.5-40022 -o CheckHostIP=no -o HashKnownHosts=no -o UpdateHostKeys=no -o IdentitiesOnly=yes"
         " -o PreferredAuthentications=publickey -o ForwardAgent=no -o RequestTTY=no -o LogLevel=ERROR -o ControlMaster=auto"
         f" -o ControlPath=PRIVATE/{socket} -o ControlPersist=60 -o IdentityAgent=none"
@@ -132,6 +132,18 @@ def test_a_private_directory_that_was_cleaned_away_is_made_again(bench: Bench) -
     assert run(bench).good
     assert stat.S_IMODE(bench.ssh._private.stat().st_mode) == 0o700
     assert "StrictHostKeyChecking=yes" in bench.last()
+
+
+def test_a_private_directory_of_another_user_is_not_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name is in the list of processes: once a cleaner has removed it, others can put known_hosts of their own there."""
+    run(bench)
+    shutil.rmtree(bench.ssh._private)
+    bench.ssh._private.symlink_to(bench.run)
+    refused = run(bench)
+    assert (refused.kind, refused.err) == ("not-run", f"{bench.ssh._private}: is not a directory of this user")
+    bench.ssh._private.unlink()
+    monkeypatch.setattr("vast.shell.ssh.os.geteuid", lambda: os.getuid() + 1)
+    assert run(bench).kind == "not-run" and len(bench.calls()) == 1
 
 
 def test_a_temporary_directory_that_is_too_deep_is_not_used(
@@ -166,12 +178,13 @@ def test_a_key_is_accepted_once_and_pinned_when_the_nonce_has_matched(bench: Ben
 
 def test_the_key_of_a_stranger_who_has_the_address_first_does_not_lock_our_machine_out(bench: Bench) -> None:
     run(bench)
+    assert bench.ssh._candidates(HOST).read_text() == "prefill-7-203.0.113.5-40022 ssh-ed25519 AAAA\n"
     bench.ssh.settle(HOST, ours=False)
     assert "StrictHostKeyChecking=accept-new" in bench.ssh.argv(HOST)
-    assert (bench.ssh._private / "candidates").read_text() == ""
+    assert not bench.ssh._candidates(HOST).exists()
     bench.mode("denied")  # the key was met, and nothing of the run could be shown
     run(bench)
-    assert (bench.ssh._private / "candidates").read_text() == ""
+    assert not bench.ssh._candidates(HOST).exists()
 
 
 def test_an_address_that_a_later_instance_is_given_is_a_first_contact_again(bench: Bench) -> None:
@@ -201,6 +214,11 @@ def test_messages_of_ssh_are_classified(bench: Bench, mode: str, kind: str) -> N
 def test_any_other_code_is_that_of_the_program_on_the_host(bench: Bench, code: int) -> None:
     reply = run(bench, "sh", "-c", f"echo 'Permission denied (publickey)' >&2; exit {code}")
     assert (reply.kind, reply.code, reply.good) == ("ok", code, code == 0)
+
+
+def test_the_reason_of_a_failure_is_one_bounded_line_that_a_terminal_only_shows() -> None:
+    reason = Reply("ok", 1, err="first\n\x1b[2J\u202ered" + "y" * 10_000 + "\n").reason
+    assert reason.startswith("exit code 1:  [2J red") and reason.isprintable() and len(reason) < 600
 
 
 def test_what_is_not_known_is_unreachable() -> None:
@@ -300,10 +318,11 @@ def test_a_fetch_and_a_send_as_they_are_called(bench: Bench, tmp_path: Path) -> 
         " -i PRIVATE/key -p 40022 -o BatchMode=yes"
     )
     assert called.endswith(f" root@203.0.113.5:/runs/ {tmp_path}/into here/")
+    assert "--inplace" in called and "links" not in called
     assert "ControlMaster=no" in called, "a connection made by a transfer would end with it"
     bench.ssh.send(Address("2001:db8::1", 22), bench.run, "/runs/.inputs", ["p.yaml"], timeout=5)
     assert bench.last().endswith(f" {bench.run}/ root@[2001:db8::1]:/runs/.inputs/")
-    assert "--inplace" not in bench.last() and "--partial-dir=.rsync-partial" in bench.last()
+    assert "--inplace" not in bench.last() and "--partial-dir=.rsync-partial --copy-links" in bench.last()
     assert rsync.listing(["a/b", "c"]) == b"a/b\0c\0"
     assert "--bwlimit" not in bench.last()
     bench.ssh.send(HOST, bench.run, "/runs", ["p"], timeout=5, pace=Pace(mbit=40))

@@ -11,10 +11,10 @@ import vast.supervisor.advance as advance_module
 from tests.vast.fakes.worlds import HOURS, POLICY, WORK, breaking, broken
 from vast.ports import Pulled
 from vast.simulate.faults import Fault, Schedule, quiet
-from vast.simulate.run import run
+from vast.simulate.run import Seed, run
 from vast.supervisor.journal import Last
 from vast.supervisor.loop import Supervisor
-from vast.supervisor.state import Do, RunState
+from vast.supervisor.state import Do, Phase, RunState
 
 
 def _all_writes(made: Callable[[], Schedule]) -> Iterator[tuple[int, int]]:
@@ -53,6 +53,19 @@ def test_a_long_downtime_during_the_search_hides_no_market(write: int) -> None:
         made = quiet(seed, HOURS)
         made.crashes, made.cap_seconds, made.cap_dollars = {write: 10_800.0}, 1e5, 50.0
         assert run(made, POLICY).result == "done"
+
+
+def test_a_proof_of_absence_is_journalled_at_once() -> None:
+    """After a crash hours later the machine would be counted for all of them, and use up the budget (seeds 38435 and 40281)."""
+    made = quiet(hours=HOURS)
+    made.creates[1] = Fault("created-stopped", 0.0, 0.0, 0.5)
+    seed = Seed(made, POLICY, trace=False)
+    supervisor = seed._supervisor()
+    while supervisor.state.phase is not Phase.CLOSED:
+        supervisor.step()
+        assert seed.journal.last is not None
+        assert seed.journal.last.state.settled == supervisor.state.settled
+    assert supervisor.state.result == "done" and len(seed.world.ours) == 2
 
 
 def test_mutation_a_pull_that_a_reboot_interrupted_counts_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vast.fakes.worlds import HOURS, POLICY, WORK
-from vast.simulate.faults import Fault, quiet
-from vast.simulate.run import SeedOutcome, run
+from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK
+from vast.ports import parse_label
+from vast.simulate.fakes import FakeCloud
+from vast.simulate.faults import Fault, quiet, schedule
+from vast.simulate.invariants import DRIFT
+from vast.simulate.run import Seed, SeedOutcome, run
+from vast.simulate.world import WALL
 from vast.supervisor.loop import Supervisor
+from vast.supervisor.state import changed
 
 UNCOUNTED = 3500.0  # seconds: the switch still waits then
 
@@ -32,7 +37,7 @@ def test_mutation_time_that_our_clock_did_not_count_costs_nothing(
     found = list(worlds(*modes))
     assert [one.violations for one in found if one.violations] == []
     assert all(one.happened[mode] for one in found for mode in modes)
-    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at, before: (t, True))
+    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at: t)
     assert {name for one in worlds(*modes) for name, _ in one.violations} == {"spend"}
 
 
@@ -46,9 +51,74 @@ def test_mutation_a_wall_clock_that_is_ahead_over_a_reboot_ends_no_run(monkeypat
         return {str(run(one, POLICY).result) for one in made}
 
     original = Supervisor._on_time
+
+    def on_time(self: Supervisor, t: float, at: float) -> float:
+        self.state = changed(self.state, before_reboot=None)
+        return original(self, t, at)
+
     assert results() == {"done"}
-    monkeypatch.setattr(Supervisor, "_on_time", lambda self, t, at, before: original(self, t, at, None))
+    monkeypatch.setattr(Supervisor, "_on_time", on_time)
     assert results() == {"time-cap"}
+
+
+AHEAD = Fault("service-clock", 1500.0, 5400.0, 0.7)  # by 24 hours, in at least two polls of a run that works
+
+
+def test_mutation_a_service_clock_that_is_wrong_twice_is_believed_against_the_switch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = quiet(hours=4.0)
+    made.times = [AHEAD]
+    found = run(made, POLICY)
+    assert (found.result, found.violations) == ("done", [])
+    monkeypatch.setattr("vast.supervisor.loop.missed_by_us", lambda *_: 9e9)
+    assert {name for name, _ in run(made, POLICY).violations} == {"unknown"}
+
+
+@pytest.mark.parametrize("variant", [0.05, 0.95])
+def test_a_label_written_by_a_wrong_service_clock_is_corrected(variant: float) -> None:
+    """Two days too early, `vast reap` on another machine would destroy it; two days too late, it would outlive its run."""
+    made = quiet(hours=4.0)
+    made.times = [Fault("service-clock", 0.0, 600.0, variant)]
+    seed = Seed(made, POLICY, trace=False)
+    found = seed.run()
+    labels = [parse_label(machine.label) for machine in seed.world.ours]
+    assert [abs(label.deadline - WALL - made.cap_seconds) < DRIFT for label in labels if label is not None] == [True]
+    assert (found.result, found.violations) == ("done", [])
+
+
+def test_mutation_the_end_of_a_contract_is_known_by_one_clock_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ahead by 54 hours as the run begins, the service's clock is after the end of every contract."""
+
+    def found() -> set[str]:
+        made = quiet(hours=4.0)
+        made.times = [Fault("service-clock", 0.0, 1200.0, 0.95)]
+        return {name for name, _ in run(made, POLICY).violations}
+
+    original = FakeCloud._instance
+    assert found() == set()
+    monkeypatch.setattr(FakeCloud, "_instance", lambda self, machine: replace(original(self, machine), start=None))
+    assert found() == {"unknown"}
+
+
+def test_mutation_time_that_jumps_proves_an_absence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed 6202: time jumps while the machine of an unclear create is not shown yet, and the run is closed."""
+    assert run(schedule(6202), POLICY).violations == []
+    monkeypatch.setattr("vast.supervisor.loop.jumped", lambda state, t: state)
+    assert {name for name, _ in run(schedule(6202), POLICY).violations} == {"leak"}
+
+
+def test_what_a_create_follows_from_may_be_minutes_old_and_its_machine_is_counted_from_the_call() -> None:
+    """Also the time that a new machine has to show up in the list, and a job to end after it was stopped."""
+    made = quiet(hours=HOURS)
+    made.times = [Fault("slow-answers", 0.0, INF, 0.99)]
+    seed = Seed(made, POLICY, trace=False)
+    supervisor = seed._supervisor()
+    while supervisor.state.machine is None:
+        supervisor.step()
+    assert (
+        seed.world.ours[0].born - supervisor.state.machine.since < 140
+    )  # one call, of which nobody knows when it acts
 
 
 def test_mutation_two_listings_are_apart_by_the_beginnings_of_their_polls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vast.fakes.states import POLICY, START, host, job, look, machine, provisioning, running
+from tests.vast.fakes.states import POLICY, START, collecting, fresh, host, job, look, machine, provisioning, running
 from vast.supervisor.schedule import LEAD, alerts, interval, wake_at
 from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState
 
@@ -32,11 +32,26 @@ def test_looks_are_as_dense_as_what_is_waited_for() -> None:
     assert pause(replace(stable, machine=replace(machine(stable), away_since=5.0))) == alert
 
 
+def test_a_machine_that_may_still_show_up_is_looked_for_often() -> None:
+    """Unseen it bills, and may use up the budget of the run before a poll half an hour later shows it."""
+    state, late = replace(running(), looks=9, unclear_at=5.0), 5 + POLICY.reconcile.late
+    assert pause(state, late - 1) == 60 * POLICY.cadence.alert_minutes
+    assert pause(replace(state, looks=0), late - 1) == 60 * POLICY.cadence.early_minutes[0]
+    assert pause(state, late) == 60 * POLICY.cadence.stable_minutes
+
+
 def test_a_host_that_does_not_answer_is_looked_at_urgently_for_a_third_of_its_time() -> None:
     third = POLICY.unreachable.replace_after / 3
     state = replace(running(failed=1, failed_since=1000.0), looks=9)
     assert pause(state, 1000 + third) == POLICY.cadence.urgent
     assert pause(state, 1001 + third) == 60 * POLICY.cadence.alert_minutes
+
+
+@pytest.mark.parametrize("state", [running(), fresh(), collecting(), START])
+def test_the_pause_to_the_next_poll_begins_when_the_last_one_has_ended(state: RunState) -> None:
+    """Where the market takes minutes for an answer a poll outlasts its interval: no rule but the first ones would get a turn."""
+    quick, slow = (look(state, 1000.0, ended=ended)[0].look_at for ended in (1000.0, 1400.0))
+    assert slow == quick + 400 > 1400
 
 
 def test_what_is_being_destroyed_is_looked_at_less_and_less_often() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from tests.vast.fakes.states import (
-    ADDRESS,
     OFFER,
     POLICY,
     START,
@@ -70,7 +69,6 @@ def test_a_stranger_is_an_address_that_does_not_answer() -> None:
     state, obs = look(running(), 1000.0, host=wrong)
     assert decide(obs, state, POLICY).do is Do.WAIT
     assert state.machine is not None and state.machine.job == job() and state.machine.failed == 1
-    assert state.machine.addresses == ADDRESS[::-1]
 
 
 def test_a_refused_key_is_attached_again_and_no_sign_of_death() -> None:
@@ -308,11 +306,6 @@ def test_another_port_of_the_same_host_is_another_address() -> None:
     moved = replace(instance(), addresses=(Address("direct", 999), Address("proxy", 2)))
     state, _ = look(running(), 1000.0, instances=(moved,))
     assert state.machine is not None and state.machine.addresses == moved.addresses
-
-
-def test_a_turned_pair_of_addresses_is_kept_turned() -> None:
-    state, _ = look(running(addresses=ADDRESS[::-1]), 1000.0)
-    assert state.machine is not None and state.machine.addresses == ADDRESS[::-1]
 
 
 @pytest.mark.parametrize("status", [Status.UNKNOWN, Status.OFFLINE])

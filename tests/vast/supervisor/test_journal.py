@@ -150,6 +150,20 @@ def test_records_with_an_older_token_do_not_count(tmp_path: Path) -> None:
     assert last is not None and last.state == STATE
 
 
+def test_records_after_a_lost_token_file_count(tmp_path: Path) -> None:
+    """Its number begins anew: read as those of an older supervisor, they would lose a machine that was rented meanwhile."""
+    for _ in range(3):
+        book = FileJournal(tmp_path)
+        book.write(begin(PLAN, 1.0), AT, plan=PLAN)
+        book.close()
+    (tmp_path / journal.TOKEN).unlink()
+    book = FileJournal(tmp_path)
+    book.write(STATE, AT)
+    book.close()
+    last = journal.read(tmp_path)
+    assert last is not None and last.state == STATE
+
+
 class _Clock:
     def __init__(self, wall: float, monotonic: float, boot: str) -> None:
         self._at = (wall, monotonic, boot)
@@ -173,6 +187,8 @@ def test_the_time_of_a_run_goes_on_over_restarts_of_supervisor_and_machine() -> 
         RunClock(_Clock(160.0, 5.0, "boot-b"), AT).t() == 61.0
     )  # the monotonic clock began anew: the wall clock it is
     assert RunClock(_Clock(40.0, 5.0, "boot-b"), AT).t() == 1.0  # and never backwards
+    restored = RunClock(_Clock(160.0, AT.monotonic - 1, "boot-a"), AT)  # a virtual machine from a snapshot
+    assert restored.rebooted and restored.t() == 61.0
 
 
 def test_a_label_carries_run_and_deadline_and_others_are_not_ours() -> None:

@@ -111,6 +111,16 @@ def test_absence_is_proven_after_an_accepted_delete_and_with_a_dead_ssh(
 # ---- what cannot be seen ------------------------------------------------------------------------------------------------
 
 
+def test_a_new_machine_that_is_destroyed_has_the_time_to_show_up_before_its_absence_counts() -> None:
+    """A copy of the market's data that does not know it yet accepts its DELETE, and neither lists nor shows it."""
+    one = PendingDestroy(5, 1.0, 1000.0, "not-started", next_try=9e9, accepted=True)
+    state = replace(provisioning(), created_at=1000.0, doomed=(one,))
+    shown = 1000 + POLICY.reconcile.visible_after
+    for t, jumped_at, absent in ((shown - 1, 0.0, 0), (shown, 0.0, 1), (shown, 1001.0, 0)):
+        seen = look(replace(state, jumped_at=jumped_at), t, instances=(), single=((5, GONE),), host=None)[0]
+        assert seen.doomed[0].absent == absent
+
+
 def test_a_machine_that_the_market_hides_has_its_deadline_and_an_alert() -> None:
     state, loading = fresh(), POLICY.deadlines.loading
     state, _ = look(state, 100.0, **HIDDEN, host=None)

@@ -1,0 +1,92 @@
+"""Which clock is believed where the market's differs from the run's time: every rule on both sides of its edge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.vast.fakes.states import POLICY, START, host, machine, running
+from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
+from vast.supervisor.state import Intent, PendingDestroy, RunState, with_zero
+
+T, HOUR = 10_000.0, 3600.0
+BEGUN = START.begun_wall
+KNOWN = with_zero(running(), BEGUN + 7200)  # our wall clock is two hours behind the market's, and no witness of it
+ALONE = replace(KNOWN, machine=None)
+LOST = replace(ALONE, doomed=(PendingDestroy(5, 1.0, 0.0, "host-lost"),))
+
+
+def judge(
+    state: RunState, lag: float, missed: float | None = None, wall: float = 0.0, lasted: float = 0.0
+) -> Correction:
+    """lag, wall: seconds by which the market's and our wall clock are ahead of the run's time."""
+    assert state.service_zero is not None
+    at, ours = state.service_zero + T + lag, BEGUN + T + wall
+    return corrected(state, T, at, ours, T - lasted, lambda: missed, POLICY)
+
+
+@pytest.mark.parametrize("lag", [-LAG + 1, 0.0, LAG - 1])
+def test_two_clocks_that_agree_change_nothing(lag: float) -> None:
+    assert judge(KNOWN, lag, missed=9e9) == Correction(False)
+    assert corrected(replace(KNOWN, service_zero=None), T, 9e9, 9e9, T, lambda: 9e9, POLICY) == Correction(False)
+
+
+def test_a_second_clock_must_agree_that_time_is_missing() -> None:
+    differs, moved = Correction(True), Correction(False, HOUR)
+    assert judge(KNOWN, HOUR, wall=HOUR + LAG - 1) == judge(KNOWN, HOUR, missed=HOUR) == moved
+    assert judge(KNOWN, HOUR, wall=HOUR + LAG) == differs
+    assert judge(KNOWN, HOUR, missed=LAG) == Correction(False, LAG)  # no more than the switch has counted
+    assert judge(KNOWN, LAG, missed=HOUR) == Correction(False, LAG)
+    assert judge(KNOWN, HOUR, missed=LAG - 1, wall=HOUR, lasted=9e9) == differs  # the switch refutes it
+    assert judge(KNOWN, HOUR, lasted=9e9) == differs  # a machine that does not answer is given up first
+
+
+def test_without_a_machine_a_difference_that_lasts_counts_while_something_bills() -> None:
+    lasts = POLICY.confirm_after
+    assert judge(LOST, HOUR, lasted=lasts - 1) == judge(ALONE, HOUR, lasted=lasts - 1) == Correction(True)
+    assert judge(LOST, HOUR, lasted=lasts) == Correction(False, HOUR)
+    assert judge(ALONE, HOUR, lasted=lasts) == Correction(False, zero=True)
+
+
+def test_a_market_that_was_wrong_when_the_run_began_is_corrected() -> None:
+    """By our wall clock of that moment, or by the row's own beginning of the contract; a market that is behind must last."""
+    assert judge(KNOWN, -7200 + LAG - 1) == Correction(False, zero=True)  # at the wall clock's time
+    assert judge(KNOWN, -7200 + LAG) == judge(KNOWN, -HOUR) == Correction(True)
+    assert judge(KNOWN, -HOUR, lasted=POLICY.confirm_after) == Correction(True, zero=True)
+    rented = replace(KNOWN, machine=replace(machine(KNOWN), since=100.0, start=BEGUN + 7200 - HOUR + 100))
+    assert judge(rented, -HOUR) == Correction(False, zero=True)
+
+
+def test_after_a_reboot_time_goes_back_to_the_last_record_at_most() -> None:
+    state = replace(KNOWN, before_reboot=T - HOUR)
+    assert judge(state, -LAG) == Correction(False, -LAG)
+    assert judge(state, -HOUR - LAG + 1) == Correction(False, -HOUR)
+    assert judge(state, -HOUR - LAG) == Correction(False, 0.0)  # before the reboot: that clock is wrong itself
+    lease = POLICY.watchdog.silent + POLICY.deadlines.loading
+    long = replace(KNOWN, before_reboot=T - lease - HOUR)
+    assert judge(long, -9e9) == Correction(False, -HOUR)  # and ours on the wall may be wrong too
+
+
+def test_the_switch_counts_what_we_have_missed_in_the_same_boot() -> None:
+    state = replace(KNOWN, machine=replace(machine(KNOWN), since=100.0, switch_zero=500.0))
+    assert missed_by_us(state, host(uptime=9600.0), 10_000.0) == 100.0
+    assert (
+        missed_by_us(replace(state, machine=replace(machine(state), switch_zero=None)), host(uptime=9950.0), T) == 50.0
+    )
+    for answer in (host(), host(contact="unreachable", uptime=9.0), replace(host(uptime=9.0), boot="b2")):
+        assert missed_by_us(state, answer, T) is None
+    assert missed_by_us(ALONE, host(uptime=9.0), T) is None
+
+
+def test_a_jump_proves_no_absence_and_no_fault() -> None:
+    state = running(absent=1, absent_at=5.0, failed=9, failed_since=1.0, away_since=1.0)
+    state = replace(
+        state, absences=1, absent_at=3.0, doomed=(PendingDestroy(6, 1.0, 0.0, "extra", absent=1, absent_at=2.0),),
+        intent=Intent(1, 1, 1.0, 0.0, 0.0, listings=2, listed_at=9.0),
+    )  # fmt: skip
+    after = jumped(state, T)
+    assert after == replace(
+        state, jumped_at=T, absences=0, absent_at=None, machine=machine(running()),
+        doomed=(PendingDestroy(6, 1.0, 0.0, "extra"),), intent=Intent(1, 1, 1.0, 0.0, T),
+    )  # fmt: skip
