@@ -124,7 +124,8 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
     """The id of each run below `runs_dir` that a process of `host` writes, with the verdict on it."""
     for path in sorted(runs_dir.glob("*/*/lock")):
         try:
-            written_here = _holder_host(path.read_text(encoding="utf-8")) == host and lock.is_held(path)
+            holder = path.read_text(encoding="utf-8").strip()  # jobs.lock.hold writes: process PID on HOST
+            written_here = holder.partition(" on ")[2] == host and lock.is_held(path)
             locked_at = path.stat().st_mtime
         except (OSError, ValueError):  # another user's, or removed meanwhile: not a run of ours
             continue
@@ -134,11 +135,6 @@ def check(runs_dir: Path, host: str, limits: Mapping[str, float], clock: Clock) 
             wall = clock.time()
             verdict = judge(beat, wall - locked_at, clock.monotonic(), wall, limits)
             yield f"{path.parent.parent.name}/{path.parent.name}", verdict
-
-
-def _holder_host(text: str) -> str:
-    """The host in what `jobs.lock.hold` writes: process PID on HOST."""
-    return text.strip().partition(" on ")[2]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

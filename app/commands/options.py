@@ -39,7 +39,7 @@ class Directory(Named):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         path = Path(super().convert(value, param, ctx))
-        there = next(one for one in (path, *path.absolute().parents) if os.path.lexists(one))
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
         if not there.is_dir():
             self.fail(f"{there} is no directory; name one", param, ctx)
         return path
@@ -85,9 +85,9 @@ layers = click.option(
 )  # fmt: skip
 
 
-def count(name: str, default: int, text: str) -> Callable[[F], F]:
+def count(name: str, default: int, text: str, most: int | None = None) -> Callable[[F], F]:
     """An option with a whole number above 0."""
-    return click.option(name, type=click.IntRange(min=1), default=default, show_default=True, metavar="N", help=text)
+    return click.option(name, type=click.IntRange(1, most), default=default, show_default=True, metavar="N", help=text)
 
 
 def batch(default: int, of: str = "") -> Callable[[F], F]:

@@ -18,14 +18,7 @@ from jobs.errors import ConfigError
 @click.argument("stage", default="stage3b")
 @options.profile
 @options.sets("Override one key, as for run.")
-@click.option(
-    "--examples",
-    metavar="N",
-    type=click.IntRange(1, 100),
-    default=3,
-    show_default=True,
-    help="How many of each source.",
-)
+@options.count("--examples", 3, "How many of each source.", most=100)
 def preview(stage: str, profile: str, sets: tuple[str, ...], examples: int) -> None:
     """Print the first training examples of a STAGE. Of each source, as the trainer sees them.
 

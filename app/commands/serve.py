@@ -70,7 +70,8 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     layers = layers or trained_layers(loaded.model)
     restrict(loaded.model, layers)
     selfcheck.require(loaded.model, [chosen_mask], loaded.origin)
-    own = about.get("run") or (Path(loaded.origin).name if checkpoint else loaded.origin)
+    is_local = checkpoint is not None or chosen.model.local is not None  # its path is not the clients' business
+    own = about.get("run") or (Path(loaded.origin).name if is_local else loaded.origin)
     names = (own, model) if model else (own,)
     facts = {"layers": layers, "run": about.get("run"), "trained_mask": about.get("mask")}
     served = Served(loaded, chosen_mask, names, facts, int(time.time()), max_new_tokens, seconds, key)

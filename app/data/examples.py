@@ -201,12 +201,11 @@ def is_held_out(example: TokenExample, eval_fraction: float) -> bool:
     return int(example.key[:16], 16) < eval_fraction * 2**64
 
 
-def split(
-    examples: Sequence[TokenExample], eval_fraction: float, left_out: dict[str, int] | None = None
-) -> tuple[list[TokenExample], list[TokenExample]]:
+def split(examples: Sequence[TokenExample], eval_fraction: float, left_out: dict[str, int] | None = None,
+          source: str = "") -> tuple[list[TokenExample], list[TokenExample]]:  # fmt: skip
     """(train, eval).
 
-    left_out: what was dropped before, by reason, for errors.
+    left_out: what was dropped before, by reason, for errors. source: one of several, of which there may be none to hold out.
 
     Raises:
         DataError: a side would be empty, or the check for overlap left nothing.
@@ -216,11 +215,13 @@ def split(
                         "use other data, or raise train.overlap_ngram")  # fmt: skip
     train = [example for example in examples if not is_held_out(example, eval_fraction)]
     evaluation = [example for example in examples if is_held_out(example, eval_fraction)]
-    for name, side in (("training", train), ("evaluation", evaluation)):
-        if not side:
-            fact = f"{eval_fraction} of {len(examples)} examples leaves the {name} side empty"
-            fact += f" (dropped: {words(left_out)})" if left_out else ""
-            raise DataError("train.eval_fraction", fact, "change the fraction, or give more examples")
+    if not train or not (evaluation or source):
+        fact = (
+            f"{eval_fraction} of {len(examples)} examples leaves the {'evaluation' if train else 'training'} side empty"
+        )
+        fact += f" (dropped: {words(left_out)})" if left_out else ""
+        raise DataError(source or "train.eval_fraction", fact, "give more examples, or take the source out" if source else
+                        "change the fraction, or give more examples")  # fmt: skip
     return train, evaluation
 
 

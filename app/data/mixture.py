@@ -148,13 +148,8 @@ class _Reader:
         require_segmented(report, train.mask, key)
         with waiting("compare with evaluation items"):
             examples = guard.drop(examples)
-        if key == "data.train" or not examples:
-            kept, out = split(examples, train.eval_fraction, left_out(report, guard.overlap))
-        else:  # of a small one of several there may be none to hold out
-            kept, out = ([e for e in examples if is_held_out(e, train.eval_fraction) == side] for side in (False, True))
-            if not kept:
-                fact = f"{train.eval_fraction} of {len(examples)} examples leaves the training side empty"
-                raise DataError(f"{key}: {report.source}", fact, "give more examples, or take the source out")
+        one_of_several = "" if key == "data.train" else f"{key}: {report.source}"
+        kept, out = split(examples, train.eval_fraction, left_out(report, guard.overlap), one_of_several)
         return Source(key, kept, source.weight, report, guard.overlap), out
 
     def streamed(self, key: str, source: TrainData) -> tuple[Source, list[TokenExample]]:

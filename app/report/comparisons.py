@@ -103,10 +103,10 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
         first = evaluations[0]
         if fact := what_differs(first, other):
             pair = f"{first.label} in {first.run_id}, {other.label} in {other.run_id}"
+            advice = remedy or "score both with the same LIMIT and data"
             if first.format != other.format:
-                remedy = "their accuracies are not the same quantity; score both with one suite, order, shots and score.format"
-            where = f"{first.run_id} against {other.run_id}"
-            raise DataError(where, f"{fact} ({pair})", remedy or "score both with the same LIMIT and data")
+                advice = "their accuracies are not the same quantity; score both with one suite, order, shots and score.format"
+            raise DataError(f"{first.run_id} against {other.run_id}", f"{fact} ({pair})", advice)
 
 
 def share_items(a: Run, b: Run) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -103,9 +104,10 @@ class Row:
 
     def _text(self, tokenizer: Any) -> str:
         """Of the answer as it follows the prompt: at the beginning of a text some tokenizers leave a blank out."""
-        lead, whole, alone = (str(tokenizer.decode(ids, skip_special_tokens=True))
-                              for ids in (self.ids[-1:], self.ids[-1:] + self._answer, self._answer))  # fmt: skip
-        return whole[len(lead) :] if whole.startswith(lead) else alone  # else a character begins in the prompt
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
+        lead, whole = str(decode(self.ids[-1:])), str(decode(self.ids[-1:] + self._answer))
+        begins_in_prompt = not whole.startswith(lead)  # a character whose bytes are several tokens
+        return str(decode(self._answer)) if begins_in_prompt else whole[len(lead) :]
 
     def _send(self, text: str, finish: Finish | None) -> None:
         self.finish = finish

@@ -11,7 +11,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.applications import Starlette
@@ -79,7 +79,8 @@ async def _refused(_: Request, error: Exception) -> Response:
 class _Endpoint:
     def __init__(self, served: Served, worker: Worker) -> None:
         self.served, self.worker = served, worker
-        self.reader = Reader(served.loaded, served.mask, served.most_tokens)
+        named = replace(served.loaded, origin=served.names[0])  # errors go to clients: no path of this machine
+        self.reader = Reader(named, served.mask, served.most_tokens)
 
     # ---- what there is
 

@@ -121,17 +121,16 @@ class Job:
     @property
     def pinned(self) -> Job:
         """The job with the commits of `contents` in place of branches and tags, so that what is loaded is what they name."""
-        profile, commits = self.profile, self.commits
-        if "model" in commits:
-            model = profile.model.model_copy(update={"revision": commits["model"]})
-            profile = profile.model_copy(update={"model": model})
+        model, data, commits = self.profile.model, self.profile.data, self.commits
         sources = [
             one.model_copy(update={"revision": commits[key]}) if key in commits else one
-            for key, one in profile.data.sources.items()
+            for key, one in data.sources.items()
         ]
-        train = sources if isinstance(profile.data.train, list) else sources[0]
-        data = profile.data.model_copy(update={"train": train})
-        return replace(self, profile=profile.model_copy(update={"data": data}))
+        train = sources if isinstance(data.train, list) else sources[0]
+        revision = {"revision": commits["model"]} if "model" in commits else {}
+        return self.changed(
+            {"model": model.model_copy(update=revision), "data": data.model_copy(update={"train": train})}
+        )
 
     def fingerprint(self, init_runs: Mapping[str, str]) -> str:
         """sha256 of all that affects the results, contents included: equal fingerprints mean the same experiment."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -160,14 +161,12 @@ def _require_fit(given: argparse.Namespace) -> None:
             raise ConfigError("--shared", f"under {given.on} the runs need a place outside of the machines", remedy)
         if not given.image:
             raise ConfigError("--image", f"{given.on} needs one", "give NAME@sha256:DIGEST, which make push prints")
-        of_slurm = {"--container": given.container, "--seeds": given.seeds, "--tasks": given.tasks}
-        if option := next((option for option, value in of_slurm.items() if value), None):
-            raise ConfigError(option, f"is for Slurm, not for {given.on}", "leave it out, or submit once for each seed")
     elif (given.container or "venv") != "venv" and not given.image:
         raise ConfigError("--container", f"{given.container} needs an image", "give --image NAME@sha256:DIGEST")
     # Option, and the engines that know it: elsewhere it would be passed over without a word.
-    known = {"--shared": tuple(_SHARED), "--queue": ("slurm", "kubernetes"), "--job": ("kubernetes",),
-             "--spot": ("skypilot", "dstack"), "--max-price": ("skypilot", "dstack")}  # fmt: skip
+    known = {"--container": ("slurm",), "--seeds": ("slurm",), "--tasks": ("slurm",), "--queue": ("slurm", "kubernetes"),
+             "--job": ("kubernetes",), "--shared": tuple(_SHARED), "--spot": ("skypilot", "dstack"),
+             "--max-price": ("skypilot", "dstack")}  # fmt: skip
     for option, engines in known.items():
         value = getattr(given, option[2:].replace("-", "_"))
         if given.on not in engines and value not in ("", False, None):
@@ -188,12 +187,9 @@ def _local_paths(job: Job, profile: str) -> str:
 
 
 def _seeds(text: str) -> list[int]:
-    if not text:
-        return []
-    parts = text.split(",")
-    if not all(part.isascii() and part.isdecimal() and len(part) < 11 and int(part) < 2**32 for part in parts):
+    seeds = [int(part) for part in text.split(",")] if re.fullmatch(r"[0-9]{1,10}(,[0-9]{1,10})*", text) else []
+    if text and max(seeds, default=2**32) >= 2**32:
         raise ConfigError("--seeds", f'expected numbers such as 0,1,2, found "{text}"', "correct it")
-    seeds = [int(part) for part in parts]
     if (twice := next((seed for seed in seeds if seeds.count(seed) > 1), None)) is not None:  # 0 is one
         raise ConfigError("--seeds", f"{twice} is named twice", "name it once")
     return seeds

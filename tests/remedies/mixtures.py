@@ -44,7 +44,7 @@ def _(w: World) -> Steps:
     yield mixed(w, {"a": 200, "b": 200}, "train.eval_fraction=0.1")
 
 
-@remedy(MIXTURE, "give more examples, or take the source out")
+@remedy("app/data/examples.py", "give more examples, or take the source out")
 def _(w: World) -> Steps:
     yield mixed(w, {"a": 40, "b": 1}, "train.eval_fraction=0.9")
     yield mixed(w, {"a": 40, "b": 40}, "train.eval_fraction=0.9")

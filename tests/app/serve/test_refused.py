@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import signal
 import socket
 import threading
@@ -20,6 +21,8 @@ from unittest.mock import AsyncMock
 import openai
 import pytest
 import torch
+import uvicorn
+import yaml
 
 from app.attention.mask import Document
 from app.model.load import Loaded
@@ -27,6 +30,7 @@ from app.serve import prompts, server
 from app.serve.decoding import Delta, Row, Sampling
 from app.serve.requests import ApiError
 from app.serve.worker import Worker
+from jobs.config.load import JOBS_DIR
 from tests.app.fakes.command_line import Command
 from tests.app.fakes.warm_process import WarmProcess
 from tests.app.serve.serving import ask, complete, serving
@@ -55,12 +59,13 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
 
 @pytest.mark.parametrize(("given", "status", "param", "words"), WRONG)
 def test_wrong_parameters_are_refused(
-    given: dict[str, Any], status: int, param: str, words: str, client: openai.OpenAI
+    given: dict[str, Any], status: int, param: str, words: str, client: openai.OpenAI, loaded: Loaded
 ) -> None:
     with pytest.raises(openai.APIStatusError) as refused:
         complete(client, **{"prompt": "Hello", **given})
     error = refused.value
     assert (error.status_code, error.param or "") == (status, param) and words in str(error.body)
+    assert loaded.origin.startswith("/") and loaded.origin not in str(error.body)  # a path of this machine
     assert complete(client, "Hello", max_tokens=1).choices  # and the next request is answered
 
 
@@ -274,6 +279,23 @@ def test_the_command_serves_until_it_is_told_to_end(trained: Path, few_rows: Non
         process.kill()
     assert ended.returncode == 0 and "Traceback" not in ended.stderr and "geheim" not in ended.stdout + ended.stderr
     assert url.startswith("http://127.0.0.1:")
+
+
+def test_a_model_in_a_directory_is_named_without_its_path(
+    trained: Path, few_rows: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (final,) = trained.glob("stage3b/*/final")
+    shutil.copytree(final, tmp_path / "alice/weights")
+    config = json.loads((final / "config.json").read_text())
+    del config["prefill"]  # as of a model that no run of ours made
+    (tmp_path / "alice/weights/config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
+    profile = yaml.safe_load((JOBS_DIR / "profiles/ci.yaml").read_text())
+    profile["model"] = {"source": "path", "name": str(tmp_path / "alice/weights"), "device": "cpu", "dtype": "float32"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**profile, "name": "mine"}))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    said = command("serve", "--profile", tmp_path / "mine.yaml", "--listen", "0").fine()
+    assert "weights under causal is served at" in said and "alice" not in said
 
 
 def test_wrong_options_are_one_line(trained: Path, few_rows: None, command: Command, tmp_path: Path) -> None:

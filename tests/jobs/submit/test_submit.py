@@ -126,7 +126,7 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
     (["stage1", "--on", "dstack", *RENTED[:2]], "need a place outside"),
     (["stage1", "--on", "kubernetes", "--shared", "claim", "--hours", "1"], "needs one"),
     (["stage1", "--on", "dstack", *RENTED[:4], "--hours", "1"], "chooses a machine by its GPU"),
-    (["stage1", "--on", "skypilot", *RENTED, "--seeds", "1,2"], "is for Slurm"),
+    (["stage1", "--on", "skypilot", *RENTED, "--seeds", "1,2"], "--seeds: is for slurm, not for skypilot"),
     (["stage5b", "--on", "skypilot", "--image", IMAGE, "--shared", "s3://bucket/runs", "--gpu", "H100_SXM", "--nodes", "2"], "is a bucket"),
     (["stage1", "--on", "kubernetes", *RENTED, "--profile", "jobs/profiles/ci.yaml", "--hours", "1"], "ci.yaml is not in it"),
     (["stage5b", "--on", "slurm", "--profile", "ministral-3b", "--gpu", "RTX_4090"], "needs about"),
@@ -137,7 +137,7 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
     (["recipes", "--on", "slurm", "--hours", "1", "--gpu", "RTX_3080-10GB"], "GB on each GPU, and RTX_3080 has 10"),  # its untrained runs fit
     (["lookup", "--on", "slurm", "--hours", "1", "--tasks", "2", "--gpus", "2"], "each element of the array takes one GPU"),
     (["lookup", "--on", "slurm"], "how long lookup takes is not known"),
-    (["lookup", "--on", "dstack", *RENTED, "--tasks", "2"], "is for Slurm"),
+    (["lookup", "--on", "dstack", *RENTED, "--tasks", "2"], "--tasks: is for slurm, not for dstack"),
     (["lookup", "--on", "slurm", "--hours", "1", "--tasks", "22"], "--tasks: 22 parts, and the campaign has 21 runs; make it 21 at most"),
     (["lookup", "--on", "skypilot", *RENTED, "--gpus", "22"], "--gpus: 22 parts, and the campaign has 21 runs"),
     (["jobs/campaigns/lookup.yaml", "--on", "kubernetes", *RENTED, "--hours", "1"], "lookup.yaml is not in it"),
