@@ -43,15 +43,16 @@ class KeptRun:
 
     job: Job
     row_shapes: int | None
+    tokens_per_example: float | None
     peak_gb: float
     started: datetime
     finished: datetime
 
 
 def kept_runs() -> list[KeptRun]:
-    """The runs of docs/results whose peak is their own. Before RESET others had it from an earlier run of the same process, whose
+    """The runs of docs/results, and of docs/runs where a campaign was withdrawn, whose peak is their own. Before RESET others had it from an earlier run of the same process, whose
     highest figure torch went on counting: within 0.1 GB, since each run left a workspace of 0.08 GB behind."""
-    runs = [run for path in sorted(DOCS.glob("results/*/runs.tar.xz")) for run in _runs_of(path)]
+    runs = [run for path in sorted(DOCS.glob("r*/*/runs.tar.xz")) for run in _runs_of(path)]
     assert len(runs) > 150
     return [one for one in runs
             if one.started > RESET or not any(0 <= one.peak_gb - other.peak_gb < 0.1 and other.finished <= one.started for other in runs)]  # fmt: skip
@@ -73,5 +74,8 @@ def _runs_of(path: Path) -> Iterator[KeptRun]:
             train = job.stage.train.model_copy(update={"graph": metrics["train"]["graph"]})
             job = replace(job, stage=job.stage.model_copy(update={"train": train}))
         when = (datetime.fromisoformat(summary[key]) for key in ("started", "finished"))
-        shapes = len(metrics["train"]["row_shapes"]) if job.stage.train is not None else None
-        yield KeptRun(job, shapes, metrics["actual"]["peak_gb"], *when)
+        shapes = tokens = None
+        if job.stage.train is not None:
+            shapes = len(metrics["train"]["row_shapes"])
+            tokens = metrics["train"]["tokens"] / metrics["train"]["steps"] / job.stage.train.batch_size
+        yield KeptRun(job, shapes, tokens, metrics["actual"]["peak_gb"], *when)

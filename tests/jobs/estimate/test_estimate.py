@@ -236,11 +236,6 @@ def test_examples_are_as_long_as_their_suite_writes_them(sets: tuple[str, ...], 
     assert f"{tokens:g} tokens an example" in found.assumptions
 
 
-def test_look_ups_are_longer_for_another_tokenizer() -> None:
-    sets = ("suite=lookup", "score.tasks=[lookup_8_2]")
-    assert f"{1.7 * 73.5:g} tokens an example" in estimate(job("stage5b", "gemma-270m", *sets), "H200").assumptions
-
-
 def test_epochs_of_reading_are_as_many_steps_as_its_examples_make() -> None:
     sets = ("suite=reading", "train.epochs=3", "train.batch_size=64")
     found = estimate(job("stage5b", "embedded", *sets), "H200")
