@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vast.fakes.states import POLICY, START, host, machine, running
+from tests.vast.fakes.states import POLICY, START, host, look, machine, running
 from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
 from vast.supervisor.state import Intent, PendingDestroy, RunState, with_zero
 
@@ -77,6 +77,24 @@ def test_the_switch_counts_what_we_have_missed_in_the_same_boot() -> None:
     for answer in (host(), host(contact="unreachable", uptime=9.0), replace(host(uptime=9.0), boot="b2")):
         assert missed_by_us(state, answer, T) is None
     assert missed_by_us(ALONE, host(uptime=9.0), T) is None
+
+
+def test_what_we_have_missed_is_known_until_the_market_has_answered() -> None:
+    """After a suspension the switch often reports first: its address needs no name to be looked up."""
+    seen = look(running(), 1000.0, ended=1000.0, host=host(uptime=900.0))[0]
+    assert seen.machine is not None and seen.machine.switch_zero == 100.0
+    blind = look(seen, 1100.0, ended=1100.0, host=host(uptime=1000.0 + HOUR), account=None, instances=None)[0]
+    assert missed_by_us(blind, host(uptime=1100.0 + HOUR), 1200.0) == HOUR
+    rebooted = look(replace(seen, before_reboot=1000.0), 9e5, ended=9e5, host=host(uptime=1000.0), account=None)[0]
+    assert rebooted.machine is not None and rebooted.machine.switch_zero == 100.0  # that time may be wrong
+    stands = look(seen, 1100.0, ended=1100.0, host=host(uptime=940.0))[
+        0
+    ]  # it does not count while its container restarts
+    assert missed_by_us(stands, host(uptime=1040.0), 1200.0) == 0.0
+
+
+def test_a_switch_that_stands_still_refutes_no_clock() -> None:
+    assert missed_by_us(running(), host(armed=False, uptime=900.0), T) is None
 
 
 def test_a_jump_proves_no_absence_and_no_fault() -> None:
