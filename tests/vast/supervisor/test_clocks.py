@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from tests.vast.fakes.states import POLICY, START, host, look, machine, running
+from vast.simulate.faults import quiet
+from vast.simulate.run import Seed
 from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
-from vast.supervisor.state import Intent, PendingDestroy, RunState, with_zero
+from vast.supervisor.schedule import may_show
+from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState, with_zero
 
 T, HOUR = 10_000.0, 3600.0
 BEGUN = START.begun_wall
@@ -108,3 +111,26 @@ def test_a_jump_proves_no_absence_and_no_fault() -> None:
         state, jumped_at=T, absences=0, absent_at=None, machine=machine(running()),
         doomed=(PendingDestroy(6, 1.0, 0.0, "extra"),), intent=Intent(1, 1, 1.0, 0.0, T),
     )  # fmt: skip
+
+
+def test_after_a_jump_a_machine_has_the_whole_time_again_to_show_up() -> None:
+    rule = POLICY.reconcile
+    unclear = jumped(replace(START, unclear_at=0.0, created_at=0.0, phase=Phase.TERMINATING), T)
+    assert may_show(T + rule.late - 1, unclear, POLICY) and not may_show(T + rule.late, unclear, POLICY)
+    for after, counted in ((rule.visible_after - 1, 0), (rule.visible_after, 1)):
+        seen = look(replace(unclear, unclear_at=None), T + after, instances=(), host=None)[0]
+        assert seen.absences == counted
+
+
+def test_two_reboots_before_the_market_answers_count_as_one() -> None:
+    """What was counted over the first one may be wrong too."""
+    seed = Seed(quiet(hours=4.0), POLICY, trace=False)
+    supervisor = seed._supervisor()
+    while supervisor.state.phase is not Phase.RUNNING:
+        supervisor.step()
+    assert seed.journal.last is not None
+    first = seed.journal.last.stamp.t
+    for boot in (1, 2):
+        seed.clock.boots, seed.clock.offset = boot, seed.world.now
+        seed.world.wall_shift += 86400.0
+        assert seed._supervisor().state.before_reboot == first
