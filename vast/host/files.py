@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from jobs.runs.atomic import read_json_or_nothing
+from jobs.runs.atomic import is_safe, read_json_or_nothing
 from vast.host import jobstate, lease, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
@@ -161,5 +161,5 @@ class _Listing:
 
     def _is_left_out(self, path: Path) -> bool:
         """Also links, which rsync does not bring, and paths that make a listing void: a person's on a machine that was kept."""
-        odd = path.is_symlink() or not hostruns.is_safe(hostruns.name_of(self.root, path))
+        odd = path.is_symlink() or not is_safe(hostruns.name_of(self.root, path))
         return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))

@@ -156,7 +156,7 @@ def test_a_directory_of_a_person_in_a_run_that_is_over_keeps_nothing_back(tmp_pa
     job(tmp_path, runs=False)
     found = listed(tmp_path, everything=True)
     assert [path for path in found if path.endswith("a.txt")] == [f"{RUN}/plots/fine/a.txt"]
-    assert all(hostruns.is_safe(path) for path in found)
+    assert all(atomic.is_safe(path) for path in found)
 
 
 def test_without_hard_links_the_files_are_listed_where_they_are(
