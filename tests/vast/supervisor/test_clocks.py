@@ -10,6 +10,7 @@ from tests.vast.fakes.states import POLICY, START, host, look, machine, running
 from vast.simulate.faults import quiet
 from vast.simulate.run import Seed
 from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
+from vast.supervisor.loop import Supervisor
 from vast.supervisor.schedule import may_show
 from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState, with_zero
 
@@ -122,15 +123,32 @@ def test_after_a_jump_a_machine_has_the_whole_time_again_to_show_up() -> None:
         assert seen.absences == counted
 
 
-def test_two_reboots_before_the_market_answers_count_as_one() -> None:
-    """What was counted over the first one may be wrong too."""
+def at_work() -> tuple[Seed, Supervisor]:
     seed = Seed(quiet(hours=4.0), POLICY, trace=False)
     supervisor = seed._supervisor()
     while supervisor.state.phase is not Phase.RUNNING:
         supervisor.step()
+    return seed, supervisor
+
+
+def test_after_time_that_was_not_counted_deadlines_begin_anew() -> None:
+    seed, supervisor = at_work()
+    seed.clock.offset += HOUR
+    seed.world.advance_to(seed.world.now + HOUR)
+    while not supervisor.state.jumped_at:
+        supervisor.step()
+    assert supervisor.state.waits_from == supervisor.state.jumped_at > HOUR
+
+
+def test_two_reboots_before_the_market_answers_count_as_one() -> None:
+    """What was counted over the first one may be wrong too; what is counted after the market's answer is not."""
+    seed, _ = at_work()
     assert seed.journal.last is not None
     first = seed.journal.last.stamp.t
     for boot in (1, 2):
         seed.clock.boots, seed.clock.offset = boot, seed.world.now
         seed.world.wall_shift += 86400.0
-        assert seed._supervisor().state.before_reboot == first
+        supervisor = seed._supervisor()
+        assert supervisor.state.before_reboot == first
+    supervisor.step()
+    assert supervisor.state.before_reboot is None and supervisor.run_clock.t() - first < HOUR
