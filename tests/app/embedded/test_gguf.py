@@ -27,7 +27,8 @@ def model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).float().eval()
 
 
-def write(path: Path, of: Any, *, architecture: str = "llama", without: str = "") -> Path:
+def write(path: Path, of: Any, *, architecture: str = "llama", without: str = "",
+          merges: tuple[str, ...] = ("a b", "Ġ c")) -> Path:  # fmt: skip
     """`of` as llama.cpp writes it, in float32."""
     names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj":
              "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
@@ -46,7 +47,7 @@ def write(path: Path, of: Any, *, architecture: str = "llama", without: str = ""
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(TOKENS)
     writer.add_token_types([2, 3, 3, *[1] * (len(TOKENS) - 3)])
-    writer.add_token_merges(["a b", "Ġ c"])
+    writer.add_token_merges(list(merges))
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -85,12 +86,17 @@ def test_a_file_becomes_a_plain_checkpoint_with_the_same_logits(tmp_path: Path) 
         ("text.gguf", "is no GGUF file"),
         ("cut.gguf", "does not convert: "),
         ("other.gguf", "does not convert: GGUF model with architecture sphinx is not supported yet."),
+        (
+            "merges.gguf",
+            "5.23 may make a right one: 1 of 6 of its own tokens are cut apart; use the model",
+        ),
         ("holes.gguf", "lacks 1 weights, such as model.layers.0.mlp.up_proj.weight"),
     ],
 )
 def test_a_file_that_makes_no_model_is_refused_and_leaves_nothing(file: str, fact: str, tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("not a model")
     write(tmp_path / "other.gguf", model(), architecture="sphinx")
+    write(tmp_path / "merges.gguf", model(), merges=("a b",))
     write(tmp_path / "holes.gguf", model(), without="blk.0.ffn_up.weight")
     (tmp_path / "cut.gguf").write_bytes((tmp_path / "other.gguf").read_bytes()[:900])
     with pytest.raises((CheckpointError, DataError)) as refused:

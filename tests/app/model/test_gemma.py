@@ -21,7 +21,9 @@ from tests.app import oracle
 
 pytestmark = [
     pytest.mark.zoo,  # two minutes of a core
-    pytest.mark.skipif(not (cache_dir() / "models" / "gemma-3-270m").is_dir(), reason="Gemma is not in the cache"),
+    pytest.mark.skipif(
+        not (cache_dir() / "models" / "gemma-3-270m-checked").is_dir(), reason="Gemma is not in the cache"
+    ),
 ]
 MASKS: tuple[Mask, ...] = ("causal", "prefix", "bidirectional")
 PASSAGE = "The red box is on the shelf, the blue box under the table, and the green box in the car. " * 25
