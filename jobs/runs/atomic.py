@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -19,6 +20,8 @@ from jobs.errors import DataError, DiskFull, RunStateError
 
 _KNOWN: dict[tuple[int, ...], str] = {}  # digests of files by what `state_of` gives
 _TICK = 100_000_000  # ns, ten times a tick of the clock from which Linux takes the times of files
+_PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
+LONGEST = 400  # characters of a path
 _COARSE = 2_000_000_000  # ns, where those are whole seconds: FAT counts two at a time
 
 
@@ -222,9 +225,18 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def manifest(directory: Path, left_out: Collection[str]) -> dict[str, Any]:
-    """Size (bytes) and sha256 of every file below `directory`, by relative path."""
+    """Size (bytes) and sha256 of every file below `directory`, by relative path. Without links and odd names, which a person
+    has put there: from a rented machine none comes, and a manifest that names one would keep the whole run there."""
     return {"files": {name: {"size": path.stat().st_size, "sha256": known_sha256(path)}
-                      for name, path in files_below(directory).items() if name not in left_out}}  # fmt: skip
+                      for name, path in files_below(directory).items()
+                      if name not in left_out and is_safe(name) and not path.is_symlink()}}  # fmt: skip
+
+
+def is_safe(path: object) -> bool:
+    """Whether it is relative, stays below where it begins, and has no letters that a tool could read otherwise."""
+    if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
+        return False
+    return not any(part in (".", "..") for part in path.split("/"))
 
 
 def files_below(directory: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.errors import RunStateError
-from jobs.runs.atomic import read_json_or_nothing
+from jobs.runs.atomic import is_safe, read_json_or_nothing
 from vast.host import jobstate, lease, snapshot
 from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
@@ -87,13 +87,14 @@ class _Listing:
         over: the job is, and nothing changes any more: with `everything` each directory is listed.
         """
         for path in sorted(run.iterdir()):
-            if path.is_file() and not _is_left_out(path):
+            if path.is_file() and not self._is_left_out(path):
                 self._own(path, over)
         for path in sorted(run.iterdir()) if everything else ():
             settled = over or path.name == "final"  # which came by a rename, and is whole
-            if settled and path.is_dir() and path.name not in ("checkpoints", HOST) and not path.name.endswith(".tmp"):
+            whole = path.is_dir() and not path.is_symlink() and not path.name.endswith(".tmp")
+            if settled and whole and path.name not in ("checkpoints", HOST):
                 for file in sorted(path.rglob("*")):
-                    if file.is_file() and not _is_left_out(file):
+                    if file.is_file() and not self._is_left_out(file):
                         self.whole(file)
         if over and (there := hostruns.checkpoints(self.root, run)):
             # nothing is pruned any more: the newest of all is wanted
@@ -158,8 +159,7 @@ class _Listing:
         names = [hostruns.name_of(self.root, one) for one in (path, source)]
         self.entries.append({"path": names[0], "size": size, "sha256": sha256, "from": names[1]})
 
-
-def _is_left_out(path: Path) -> bool:
-    """Also links, which rsync does not bring, and names that make a listing void: a person's on a machine that was kept."""
-    odd = path.is_symlink() or not hostruns.is_safe(path.name)
-    return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    def _is_left_out(self, path: Path) -> bool:
+        """Also links, which rsync does not bring, and paths that make a listing void: a person's on a machine that was kept."""
+        odd = path.is_symlink() or not is_safe(hostruns.name_of(self.root, path))
+        return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))

@@ -16,8 +16,6 @@ MARK = "complete.json"
 _ID = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _HOLDER = re.compile(r"process (\d+) on ")
-_PATH = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._+=@,~ -]*(/[A-Za-z0-9._+=@,~ -]+)*")
-LONGEST = 400  # characters of a path
 
 
 class Checkpoint(NamedTuple):
@@ -145,10 +143,3 @@ def entries(directory: Path) -> list[Path]:
         return list(directory.iterdir())
     except OSError:
         return []
-
-
-def is_safe(path: object) -> bool:
-    """Whether it is relative, stays below where it begins, and has no letters that a tool could read otherwise."""
-    if not isinstance(path, str) or len(path) > LONGEST or _PATH.fullmatch(path) is None:
-        return False
-    return not any(part in (".", "..") for part in path.split("/"))

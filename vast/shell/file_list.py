@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from vast.host.runs import is_safe
+from jobs.runs.atomic import is_safe
 from vast.shell.host_reports import checkpoint_name, count, run_name
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it

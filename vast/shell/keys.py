@@ -118,5 +118,5 @@ def keys(path: Path, name: str) -> list[str]:
 def adopt(pinned: Path, candidates: Path, name: str) -> None:
     """Pin the candidates of `name`, which has a file of its own. Raises DiskFull, RunStateError."""
     if candidates.exists() and not keys(pinned, name):
-        before = pinned.read_text(encoding="utf-8") if pinned.exists() else ""
-        write_text_atomically(pinned, before + candidates.read_text(encoding="utf-8"))
+        before = pinned.read_text(encoding="utf-8", errors="replace").splitlines() if pinned.exists() else []
+        write_text_atomically(pinned, "\n".join([*before, candidates.read_text(encoding="utf-8")]))

@@ -18,8 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from jobs.errors import DataError
 from jobs.runs import atomic
-from jobs.runs.atomic import sha256_of, sync_directory, write_text_atomically
-from vast.host.runs import is_safe, list_of, step_of
+from jobs.runs.atomic import is_safe, sha256_of, sync_directory, write_text_atomically
+from vast.host.runs import list_of, step_of
 from vast.ports import Pulled
 from vast.shell import host_reports
 from vast.shell.file_list import MARK, SUMMARY

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import RunStateError
-from jobs.runs.atomic import sha256_of
-from vast.host.runs import is_safe, list_of
+from jobs.runs.atomic import is_safe, sha256_of
+from vast.host.runs import list_of
 from vast.ports import Address, Seconds
 from vast.shell import file_list
 from vast.shell.local_copy import LocalCopy

@@ -57,9 +57,11 @@ def corrected(
 
 
 def missed_by_us(state: RunState, host: Host, t: Seconds) -> Seconds | None:
-    """Seconds that the machine's switch has counted since its last report, or the rent, and we have not; None: not known."""
+    """Seconds that the machine's switch has counted since the rent, or its first report, and we have not; None: not known."""
     machine = state.machine
-    if machine is None or host.contact != "ok" or host.uptime is None or (machine.boot and host.boot != machine.boot):
+    if machine is None or host.contact != "ok" or host.uptime is None or not host.armed:
+        return None
+    if machine.boot and host.boot != machine.boot:
         return None
     return (machine.since if machine.switch_zero is None else machine.switch_zero) + host.uptime - t
 

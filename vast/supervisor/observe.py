@@ -33,8 +33,10 @@ def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
         state = changed(state, machine=changed(state.machine, ran_at=obs.t, burn_in_lost=0))
     if state.machine is not None and obs.host is not None and (obs.network or obs.host.contact == "ok"):
         machine = _host(state.machine, obs.host, obs.t, policy)
-        if obs.host.uptime is not None:
-            machine = changed(machine, switch_zero=max(machine.since, obs.ended - obs.host.uptime))
+        if obs.host.uptime is not None and state.before_reboot is None:
+            # Never earlier than before: what it shows as missed is kept until the market's clock agrees.
+            known = machine.since if machine.switch_zero is None else machine.switch_zero
+            machine = changed(machine, switch_zero=max(known, obs.ended - obs.host.uptime))
         state = changed(state, machine=machine)
         if state.machine is not None and _started_after_all(state, state.machine):
             state = changed(state, phase=Phase.RUNNING, phase_since=obs.t, looks=0, pulled_at=obs.t)
@@ -64,9 +66,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     listed = {one.id: one for one in obs.instances or () if one.id in own or _is_ours(one, state.run_id)}
     seen = listed | {one: found for one, found in obs.single if isinstance(found, Instance)}
     gone = {one for one, found in obs.single if found is GONE and obs.instances is not None} - seen.keys()
-    young = (
-        obs.t - policy.reconcile.visible_after
-    )  # what is younger may not be known to every copy of the market's data
+    # What is younger may not be known to every copy of the market's data.
+    young = obs.t - policy.reconcile.visible_after
     gone -= {one.id for one in (machine, *state.doomed) if one is not None and max(one.since, state.jumped_at) > young}
     alive = seen.keys() | set(obs.answered)
     doomed = [_doomed(one, one.id in alive, one.id in gone, obs, policy) for one in state.doomed]

@@ -119,7 +119,7 @@ class Machine:
     boot: str = ""
     boot_at: Seconds = 0.0  # when this boot was first seen
     armed: bool = False  # the dead-man's switch was seen armed in this boot
-    switch_zero: Seconds | None = None  # when its switch began to count, by the last report of its uptime
+    switch_zero: Seconds | None = None  # when its switch began to count: the latest moment of all reports of its uptime
     burn_in: BurnIn | None = None  # what it showed before its job
     burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
     burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
@@ -178,9 +178,8 @@ class RunState:
     doomed: tuple[PendingDestroy, ...] = ()
     banned: tuple[int, ...] = ()
     created_at: Seconds | None = None  # of the last create
-    before_reboot: Seconds | None = (
-        None  # the last record before one, until the service's clock has confirmed the time since
-    )
+    # The last record before a reboot, until the service's clock has confirmed the time since.
+    before_reboot: Seconds | None = None
     jumped_at: Seconds = 0.0  # when its time last jumped: what must last to prove an absence begins anew
     traffic: Dollars = 0.0  # of the machines so far, for loading the image and for what was fetched
     refusal: str = ""  # the market's message, if it refused the last create

@@ -131,6 +131,18 @@ def test_failing_after_completion_changes_nothing(run: RunDir) -> None:
     assert not (run.path / "failed.json").exists()
 
 
+def test_the_manifest_names_nothing_that_no_pull_brings(run: RunDir) -> None:
+    """A person's files in a run on a rented machine: one of them in the manifest kept all results there."""
+    for name in ("notes (1).txt", "é.txt", "plots/a b.png"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("mine")
+    (run.path / "latest.txt").symlink_to("plots/a b.png")
+    run.complete(SUMMARY)
+    files = json.loads((run.path / "manifest.json").read_text())["files"]
+    assert "plots/a b.png" in files and not {"notes (1).txt", "é.txt", "latest.txt"} & files.keys()
+    assert run.verify() == []
+
+
 def test_the_manifest_lists_every_file_and_finds_what_changed(run: RunDir) -> None:
     (run.final / "sub").mkdir(parents=True)
     for name in ("a", "b", "sub/c"):

@@ -145,6 +145,20 @@ def test_a_link_or_an_odd_name_in_a_run_is_not_listed_since_the_pull_would_fail(
     assert [path for path in listed(tmp_path) if path.endswith(".txt") and "/host/" not in path] == [f"{RUN}/log.txt"]
 
 
+def test_a_directory_of_a_person_in_a_run_that_is_over_keeps_nothing_back(tmp_path: Path) -> None:
+    """One path that the pull refuses makes the whole listing void, and with it every result."""
+    run, elsewhere = make_run(tmp_path), tmp_path / "data"
+    for at in (run / "my notes (1)/deep", run / "plots/é", run / "plots/fine", elsewhere):
+        at.mkdir(parents=True)
+        (at / "a.txt").write_text("a")
+    (run / "linked").symlink_to(elsewhere)
+    (run / "plots/linked").symlink_to(elsewhere)
+    job(tmp_path, runs=False)
+    found = listed(tmp_path, everything=True)
+    assert [path for path in found if path.endswith("a.txt")] == [f"{RUN}/plots/fine/a.txt"]
+    assert all(atomic.is_safe(path) for path in found)
+
+
 def test_without_hard_links_the_files_are_listed_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,7 @@ def test_a_look_shows_switch_job_and_progress(machine: Rented) -> None:
     make_checkpoint(run, 300, complete=False)
     machine.start(WAITS, "run", "stage3b")
     until((machine.work / "up").exists)
+    assert machine.look()["job"]["beat_age"] is None  # it has just begun
     beat = {"step": 210, "total": 1200, "loss": 2.5, "tokens_per_s": 900.0, "phase": "train", "unix_time": time.time(),
             "monotonic": time.monotonic() - 42}  # fmt: skip
     (run / "heartbeat.json").write_text(json.dumps(beat))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.vast.fakes.host import until
-from vast.shell.keys import SshKeyError, make_key, public_key, require_usable
+from vast.shell.keys import SshKeyError, adopt, keys, make_key, public_key, require_usable
 
 
 def test_a_run_has_a_key_of_its_own_made_once(tmp_path: Path) -> None:
@@ -80,3 +80,15 @@ def test_a_key_with_a_passphrase_needs_an_agent_that_holds_it(tmp_path: Path) ->
 def test_a_key_without_a_passphrase_needs_no_agent(tmp_path: Path) -> None:
     make_key(tmp_path)
     require_usable(tmp_path / "key", {"PATH": os.environ["PATH"]})
+
+
+@pytest.mark.parametrize("damaged", [b"", b"other ssh-ed25519 AAAA", b"\xff\x00{"])
+def test_a_host_key_is_pinned_once_in_a_file_that_was_torn_too(tmp_path: Path, damaged: bytes) -> None:
+    """Never pinned, it was written again at every poll, and any other key would have passed."""
+    pinned, candidates = tmp_path / "known_hosts", tmp_path / "candidates"
+    pinned.write_bytes(damaged)
+    candidates.write_text("host ssh-ed25519 BBBB\n")
+    for _ in range(2):
+        adopt(pinned, candidates, "host")
+        assert keys(pinned, "host") == ["host ssh-ed25519 BBBB"]
+    assert len(pinned.read_text().splitlines()) == 1 + bool(damaged)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from jobs.runs.atomic import is_safe
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
-from vast.host.runs import is_safe
 from vast.shell import file_list, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal

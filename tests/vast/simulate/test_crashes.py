@@ -55,10 +55,12 @@ def test_a_long_downtime_during_the_search_hides_no_market(write: int) -> None:
         assert run(made, POLICY).result == "done"
 
 
-def test_a_proof_of_absence_is_journalled_at_once() -> None:
-    """After a crash hours later the machine would be counted for all of them, and use up the budget (seeds 38435 and 40281)."""
+@pytest.mark.parametrize(("mode", "variant"), [("create-ambiguous", 0.9), ("late-create", 0.5)])
+def test_a_proof_of_absence_is_journalled_at_once(mode: str, variant: float) -> None:
+    """Also where nothing follows from the poll, as while the job runs on the other machine of an unclear create. After a crash
+    hours later the machine would be counted for all of them, and use up the budget (seeds 38435 and 40281)."""
     made = quiet(hours=HOURS)
-    made.creates[1] = Fault("created-stopped", 0.0, 0.0, 0.5)
+    made.creates[1] = Fault(mode, 0.0, 0.0, variant)
     seed = Seed(made, POLICY, trace=False)
     supervisor = seed._supervisor()
     while supervisor.state.phase is not Phase.CLOSED:

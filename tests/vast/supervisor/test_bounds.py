@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.runs import atomic
 from vast import policy
-from vast.host import attempt, classify, fixes, runner, runs, watchdog
+from vast.host import attempt, classify, fixes, runner, watchdog
 from vast.host import dead_man_switch as switch
 from vast.host import probe as look
 from vast.host import subprocess_run as programs
@@ -75,7 +76,7 @@ def test_a_transfer_renews_the_lease_and_ends_when_nothing_comes() -> None:
     within(2e7, push.HASHED, 5e8)
     within(30, rsync.SILENT, rsync.STALL / 2)
     within(1e4, listing.MOST, 1e6)
-    within(255, runs.LONGEST, 4096)
+    within(255, atomic.LONGEST, 4096)
     assert home.KEEP == 2  # the newest, and the one before it while the newest is being replaced
 
 

@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vast.fakes.states import POLICY, START, host, machine, running
+from tests.vast.fakes.states import POLICY, START, host, look, machine, running
+from vast.simulate.faults import quiet
+from vast.simulate.run import Seed
 from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
-from vast.supervisor.state import Intent, PendingDestroy, RunState, with_zero
+from vast.supervisor.loop import Supervisor
+from vast.supervisor.schedule import may_show
+from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState, with_zero
 
 T, HOUR = 10_000.0, 3600.0
 BEGUN = START.begun_wall
@@ -79,6 +83,24 @@ def test_the_switch_counts_what_we_have_missed_in_the_same_boot() -> None:
     assert missed_by_us(ALONE, host(uptime=9.0), T) is None
 
 
+def test_what_we_have_missed_is_known_until_the_market_has_answered() -> None:
+    """After a suspension the switch often reports first: its address needs no name to be looked up."""
+    seen = look(running(), 1000.0, ended=1000.0, host=host(uptime=900.0))[0]
+    assert seen.machine is not None and seen.machine.switch_zero == 100.0
+    blind = look(seen, 1100.0, ended=1100.0, host=host(uptime=1000.0 + HOUR), account=None, instances=None)[0]
+    assert missed_by_us(blind, host(uptime=1100.0 + HOUR), 1200.0) == HOUR
+    rebooted = look(replace(seen, before_reboot=1000.0), 9e5, ended=9e5, host=host(uptime=1000.0), account=None)[0]
+    assert rebooted.machine is not None and rebooted.machine.switch_zero == 100.0  # that time may be wrong
+    stands = look(seen, 1100.0, ended=1100.0, host=host(uptime=940.0))[
+        0
+    ]  # it does not count while its container restarts
+    assert missed_by_us(stands, host(uptime=1040.0), 1200.0) == 0.0
+
+
+def test_a_switch_that_stands_still_refutes_no_clock() -> None:
+    assert missed_by_us(running(), host(armed=False, uptime=900.0), T) is None
+
+
 def test_a_jump_proves_no_absence_and_no_fault() -> None:
     state = running(absent=1, absent_at=5.0, failed=9, failed_since=1.0, away_since=1.0)
     state = replace(
@@ -90,3 +112,43 @@ def test_a_jump_proves_no_absence_and_no_fault() -> None:
         state, jumped_at=T, absences=0, absent_at=None, machine=machine(running()),
         doomed=(PendingDestroy(6, 1.0, 0.0, "extra"),), intent=Intent(1, 1, 1.0, 0.0, T),
     )  # fmt: skip
+
+
+def test_after_a_jump_a_machine_has_the_whole_time_again_to_show_up() -> None:
+    rule = POLICY.reconcile
+    unclear = jumped(replace(START, unclear_at=0.0, created_at=0.0, phase=Phase.TERMINATING), T)
+    assert may_show(T + rule.late - 1, unclear, POLICY) and not may_show(T + rule.late, unclear, POLICY)
+    for after, counted in ((rule.visible_after - 1, 0), (rule.visible_after, 1)):
+        seen = look(replace(unclear, unclear_at=None), T + after, instances=(), host=None)[0]
+        assert seen.absences == counted
+
+
+def at_work() -> tuple[Seed, Supervisor]:
+    seed = Seed(quiet(hours=4.0), POLICY, trace=False)
+    supervisor = seed._supervisor()
+    while supervisor.state.phase is not Phase.RUNNING:
+        supervisor.step()
+    return seed, supervisor
+
+
+def test_after_time_that_was_not_counted_deadlines_begin_anew() -> None:
+    seed, supervisor = at_work()
+    seed.clock.offset += HOUR
+    seed.world.advance_to(seed.world.now + HOUR)
+    while not supervisor.state.jumped_at:
+        supervisor.step()
+    assert supervisor.state.waits_from == supervisor.state.jumped_at > HOUR
+
+
+def test_two_reboots_before_the_market_answers_count_as_one() -> None:
+    """What was counted over the first one may be wrong too; what is counted after the market's answer is not."""
+    seed, _ = at_work()
+    assert seed.journal.last is not None
+    first = seed.journal.last.stamp.t
+    for boot in (1, 2):
+        seed.clock.boots, seed.clock.offset = boot, seed.world.now
+        seed.world.wall_shift += 86400.0
+        supervisor = seed._supervisor()
+        assert supervisor.state.before_reboot == first
+    supervisor.step()
+    assert supervisor.state.before_reboot is None and supervisor.run_clock.t() - first < HOUR

@@ -38,6 +38,7 @@ from vast.supervisor.state import Action, Do, Observation, PendingDestroy, Phase
 SPACING, CONFIRM = POLICY.absence_spacing, POLICY.confirm_after
 HIDDEN: dict[str, Any] = {"instances": None, "single": ((5, None),)}
 GONE_5: dict[str, Any] = {"instances": (), "single": ((5, GONE),)}
+RENAMED: dict[str, Any] = {"instances": (instance(label="my box"),)}
 
 
 # ---- commands that hang -------------------------------------------------------------------------------------------------
@@ -256,17 +257,17 @@ def test_a_late_machine_without_a_price_costs_what_was_agreed(row: float) -> Non
 
 
 def test_a_machine_renamed_in_the_console_is_still_ours_and_gets_its_label_again() -> None:
-    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
-    state, obs = look(running(), 1000.0, **renamed)
+    state, obs = look(running(), 1000.0, **RENAMED)
     assert machine(state).seen_at == 1000.0
     assert decide(obs, state, POLICY) == Action(Do.RELABEL, 1000.0, instance_id=5)
     assert not machine(then(state, Do.RELABEL, 1000.0, True)).renamed
     assert machine(then(state, Do.RELABEL, 1000.0, None)).renamed
+    assert after(state, 1030.0, account=None).do is not Do.RELABEL  # a refused key would be refused again
     dead = running(failed=POLICY.unreachable.looks, failed_since=1000.0, key_at=1e9)
-    assert ended(dead, 9000.0, **renamed, host=UNREACHABLE) == "host-lost"
+    assert ended(dead, 9000.0, **RENAMED, host=UNREACHABLE) == "host-lost"
     one = PendingDestroy(5, 1.0, 0.0, "nan", accepted=True, absent=1, absent_at=900.0)
     doomed = replace(START, phase=Phase.TERMINATING, doomed=(one,), created_at=0.0)
-    assert look(doomed, 1000.0, **renamed, host=None)[0].doomed[0].absent == 0
+    assert look(doomed, 1000.0, **RENAMED, host=None)[0].doomed[0].absent == 0
 
 
 def test_a_run_stays_open_as_long_as_a_machine_of_an_unclear_create_may_show_up() -> None:
@@ -283,10 +284,8 @@ def test_a_run_stays_open_as_long_as_a_machine_of_an_unclear_create_may_show_up(
     assert decide(obs, late, POLICY) == Action(Do.DESTROY, 1000.0, "extra", 6)
     unclear = advance(provisioning(), Action(Do.CREATE, 10.0, offer=OFFER), None, POLICY)
     assert (unclear.unclear_at, unclear.unclear_price) == (10.0, OFFER.dollars_per_hour)
-    assert (
-        advance(provisioning(), Action(Do.CREATE, 10.0, offer=OFFER), CreateResult("created", 5), POLICY).unclear_at
-        is None
-    )
+    clear = advance(provisioning(), Action(Do.CREATE, 10.0, offer=OFFER), CreateResult("created", 5), POLICY)
+    assert clear.unclear_at is None
 
 
 def test_a_refused_create_keeps_the_services_words() -> None:
@@ -357,17 +356,15 @@ def test_a_host_that_answers_is_waited_for_as_long_as_the_work_took_that_it_hold
 
 
 def test_a_label_is_written_again_in_every_phase_with_a_machine() -> None:
-    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
     for state in (fresh(), running(), collecting(pull_next=1e9)):
         unready = host(job(), armed=state.phase is not Phase.PROVISIONING)
-        assert after(replace(state, lease_at=1e9), 1000.0, **renamed, host=unready).do is Do.RELABEL
+        assert after(replace(state, lease_at=1e9), 1000.0, **RENAMED, host=unready).do is Do.RELABEL
 
 
 def test_a_label_that_the_market_refuses_holds_nothing_back() -> None:
     """A run that was done lost its results: each poll spent its one act on the label, and no pull was tried."""
-    renamed: dict[str, Any] = {"instances": (instance(label="my box"),)}
     for state, do in ((fresh(), Do.START), (replace(running(), restart="bug"), Do.START), (collecting(), Do.PULL)):
-        assert after(replace(state, lease_at=1e9), 1000.0, **renamed).do is do
+        assert after(replace(state, lease_at=1e9), 1000.0, **RENAMED).do is do
 
 
 def test_signs_go_with_their_machine() -> None:
@@ -387,9 +384,8 @@ def test_a_key_is_attached_again_a_pause_after_the_last_try_ended() -> None:
 
 
 def test_a_transfer_ends_at_a_cap_and_when_the_end_is_asked_for() -> None:
-    assert transfer_proceeds(35_099.0, False, running(), POLICY) and not transfer_proceeds(
-        35_100.0, False, running(), POLICY
-    )
+    assert transfer_proceeds(35_099.0, False, running(), POLICY)
+    assert not transfer_proceeds(35_100.0, False, running(), POLICY)
     assert not transfer_proceeds(1000.0, True, running(), POLICY)
     last = collecting(waits_from=0.0)  # a deadline ends no transfer that makes progress
     assert transfer_proceeds(35_939.0, True, last, POLICY) and not transfer_proceeds(35_940.0, True, last, POLICY)
