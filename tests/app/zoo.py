@@ -275,8 +275,11 @@ class _Silent:
 
     stop = False
 
-    def __getattr__(self, name: str) -> Any:
-        return lambda *_, **__: None
+    def __getattr__(self, name: str) -> _Silent:
+        return self
+
+    def __call__(self, *_: object, **__: object) -> None:
+        pass
 
 
 _ABOUT = {"mask": "prefix", "origin": "base", "run": "stage3b/x", "steps": 3, "objective": {}, "data": "zoo"}
