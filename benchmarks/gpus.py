@@ -140,7 +140,8 @@ def train(
     model = random_model(Setting(shape, device, 0, 0), NAMES["sdpa"], torch.float32)
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
-    app.training.train.prepare = lambda *_: _prepared(data[64:], data[:64])  # type: ignore[attr-defined]
+    source = Source("data.train", data[64:], None, DataReport("random tokens", "alpaca", "plain"), Overlap([], 13))
+    app.training.train.prepare = lambda *_: Prepared([source], data[:64], [1.0])  # type: ignore[attr-defined]
     checkpoint.save_final = lambda *_, **__: {}
     TrainingLoop._save = lambda *_: None  # type: ignore[method-assign]
     if profile:
@@ -183,11 +184,6 @@ def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:
         return FollowedRun(Path(path))
     run.write_job(job.record({"base": "base"}))
     return run
-
-
-def _prepared(train: Any, held_out: Any) -> Prepared:
-    report = DataReport("random tokens", "alpaca", "plain")
-    return Prepared([Source("data.train", train, None, report, Overlap([], 13))], held_out, [1.0])
 
 
 if __name__ == "__main__":

@@ -135,10 +135,6 @@ def main() -> int:
     arguments = parser.parse_args()
     gpu, until = torch.cuda.is_available(), time.monotonic() + arguments.seconds
     rows: list[Row] = []
-
-    def left(most: float) -> float:
-        return min(most, until - time.monotonic())
-
     with tempfile.TemporaryDirectory(prefix="prefill-bench-") as scratch:
         options = ["--profile", arguments.profile or ("embedded" if gpu else "ci")]
         options += ["--limit", str(ALL_ITEMS)] if gpu else []
@@ -151,7 +147,7 @@ def main() -> int:
         if arguments.peers:
             parts.append(("HFLM", 90.0, partial(hflm, directory=Path(scratch))))
         for name, most, part in parts:
-            if (limit := left(most)) < LEAST:
+            if (limit := min(most, until - time.monotonic())) < LEAST:
                 rows.append({"what": name, "note": "not measured: no time was left"})
                 continue
             rows += part(limit)

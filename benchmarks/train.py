@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
     import transformers
 
-    from benchmarks.trainers import SHAPES, WAYS, Setting, peak
+    from benchmarks.trainers import WAYS, Setting, peak, random_model
 
     transformers.logging.set_verbosity_error()
     graph: Any = {"auto": "auto", "on": True, "off": False}[arguments.graph]
@@ -65,8 +66,7 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     with suppress(_Over):
         WAYS[way][1](setting, done)
     (t0, tokens0, _), (t1, tokens1, with_padding) = ends[UNTIMED], ends[-1]
-    shape = SHAPES[arguments.shape]
-    params = parameters(shape)
+    params = random_model(replace(setting, device="meta"), "sdpa", torch.float32).num_parameters()
     speed = (tokens1 - tokens0) / (t1 - t0)
     gaps = [b[0] - a[0] for a, b in zip(ends[UNTIMED:], ends[UNTIMED + 1 :], strict=False)]
     return {
@@ -77,14 +77,6 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
         "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip
-
-
-def parameters(shape: dict[str, Any]) -> int:
-    """Of the model, its output layer being its input embedding."""
-    h, heads, kv = shape["hidden_size"], shape["num_attention_heads"], shape["num_key_value_heads"]
-    d = shape.get("head_dim", h // heads)
-    layer = 2 * h * d * (heads + kv) + 3 * h * shape["intermediate_size"] + 2 * h
-    return int(shape["vocab_size"] * h + shape["num_hidden_layers"] * layer + h)
 
 
 def table(rows: list[dict[str, Any]], names: dict[str, str]) -> str:

@@ -13,6 +13,7 @@ dotenv() { # dotenv FILE
     *[\$\\]*) die "$1: $key" 'has a $ or a \ in it, which make and container/run.sh do not read as Compose does' 'write it out' ;;
     \"*\"*) value=${value#\"} value=${value%%\"*} ;;
     \'*\'*) value=${value#\'} value=${value%%\'*} ;;
+    [\"\']*) die "$1: $key" 'has a quote that its line does not close, which make and container/run.sh do not read as Compose does' 'write it on one line' ;;
     *) value=${value%%[[:space:]]#*} value=${value%"${value##*[![:space:]]}"} ;;
     esac
     # The environment wins over the file; a later line wins over an earlier one.

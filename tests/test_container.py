@@ -132,6 +132,22 @@ def test_run_sh_hands_on_what_is_set_and_nothing_empty(tmp_path: Path) -> None:
     assert name not in of_script(script(tmp_path, **{name: ""}), tmp_path)["handed on"]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("A=it's # so", "it's"), ('A="b # c" # d', "b # c"), ("A='b'", "b"), ("A=", ""), ("export A = b\r", "b"), ('A="b\nc"', None), ("A='b", None)],
+)  # fmt: skip
+def test_a_value_of_the_env_file_is_read_or_refused(tmp_path: Path, text: str, value: str | None) -> None:
+    (tmp_path / "env").write_text(f"{text}\n")
+    script = f'. {ROOT}/container/dotenv.sh; dotenv {tmp_path}/env; printf %s "$A"'
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False, timeout=60)
+    if value is None:
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith(f"error: {tmp_path}/env: A: has a quote that its line does not close")
+        assert done.stderr.endswith("; write it on one line\n")
+    else:
+        assert (done.returncode, done.stdout, done.stderr) == (0, value, "")
+
+
 @pytest.mark.parametrize("name", ["RUNS", "CACHE", "MOUNTS"])
 def test_run_sh_refuses_a_path_that_the_engine_would_split(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a:b"

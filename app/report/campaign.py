@@ -37,11 +37,9 @@ class Setting:
 
     def command(self, stage: str, **options: Any) -> str:
         """The make command of a stage in this setting."""
-        usual = Setting()
-        suite, order = (mine if mine != theirs else None
-                        for mine, theirs in ((self.suite, usual.suite), (self.order, usual.order)))  # fmt: skip
-        shots = f" SET=shots={self.shots}" if self.shots else ""
-        return make_command(stage, suite=suite, order=order, **options) + shots
+        changed = {key: value for key, value in vars(self).items() if value != getattr(Setting, key)}
+        shots = f" SET=shots={changed.pop('shots')}" if "shots" in changed else ""
+        return make_command(stage, **changed, **options) + shots
 
 
 def setting_of(record: Mapping[str, Any]) -> Setting:

@@ -95,9 +95,9 @@ def numbers(values: Iterable[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 3 else ", ".join(map(str, run)) for run in found)
 
 
-def short(value: float | None) -> str:
+def short(value: float | None, digits: int = 3) -> str:
     """A number of any kind: a macro accuracy, or a number of steps."""
-    return number(value) if value is None or abs(value) < 100 else f"{value:,.0f}"
+    return number(value, digits) if value is None or abs(value) < 100 else f"{value:,.0f}"
 
 
 def task_order(task: str) -> tuple[int, str]:

@@ -119,13 +119,11 @@ def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Seque
 
 def _joined(changes: Sequence[str]) -> str:
     """`13.9 and 53.5 points more accurate`, but what is the same `less than` or without a number once."""
-    found = [re.fullmatch(r"(\D*)([\d.]+)( .*)", change) for change in changes]
-    parts = [one.groups() for one in found if one]
-    before, _, unit = parts[0] if parts else ("", "", "")
-    if len(parts) < len(changes) or {(before, unit)} != {(one, other) for one, _, other in parts}:
+    shape, *others = dict.fromkeys(re.sub(r"[\d.]+", "{}", change, count=1) for change in changes)
+    if others or "{}" not in shape:
         return " and ".join(dict.fromkeys(changes))
-    numbers = [number for _, number, _ in parts]
-    return before + " and ".join(dict.fromkeys(numbers) if before else numbers) + unit
+    numbers = [re.findall(r"[\d.]+", change)[0] for change in changes]
+    return shape.format(" and ".join(numbers if shape.startswith("{") else dict.fromkeys(numbers)))
 
 
 def _suite(one: Line) -> str:

@@ -61,7 +61,7 @@ def _accuracies(key: str, title: str, rows: Sequence[_AccuracyRow], baseline: Ev
         value = baseline.macro.value
         chart.line([(value, chart.y[0]), (value, chart.y[1])], "causal", 0.8, "opacity: 0.5")
     for y, (_, e, macro) in enumerate(rows):
-        _interval(chart, e, macro, y, _MODELS.get(e.model, "plus"), hollow=_hollow(e))
+        _interval(chart, e, macro, y, _MODELS.get(e.model, "plus"), hollow=e.leaks or e.model == "base")
         chart.text(WIDTH - 40, chart.at(0, y)[1], number(macro.value), "muted" if e.leaks else "ink")
     text = "; ".join(
         f"{name} {number(macro.value)} ({number(macro.lo)} to {number(macro.hi)})" for name, _, macro in rows
@@ -78,17 +78,17 @@ def delta_plot(comparisons: Sequence[Comparison]) -> Plot:
     names = [" minus ".join(c.names) for c in shown]
     x, top = (min(bounds) - 1, max(bounds) + 1), below_legend(names)
     chart = rows_chart([*map(task_title, tasks), "Macro"], x, 14 + 9 * len(shown), right=10, top=top)
-    chart.legend([(name, _MODELS.get(c.first.model, "plus"), _look(c.first.mask)[1], _hollow(c.first))
-                  for name, c in zip(names, shown, strict=True)])  # fmt: skip
+    looks = [
+        (_MODELS.get(e.model, "plus"), _look(e.mask)[1], e.leaks or e.model == "base") for e in (c.first for c in shown)
+    ]
+    chart.legend([(name, *look) for name, look in zip(names, looks, strict=True)])
     chart.x_axis("difference in accuracy, points, 95 % interval")
     chart.line([(0, chart.y[0]), (0, chart.y[1])], "muted")
     chart.line([(chart.x[0], len(tasks) - 0.5), (chart.x[1], len(tasks) - 0.5)], "line")
-    for k, (c, intervals) in enumerate(zip(shown, series, strict=True)):
+    for k, (c, (shape, _, hollow), intervals) in enumerate(zip(shown, looks, series, strict=True)):
         offset = (k - (len(shown) - 1) / 2) * 0.72 / len(shown)
         for y, i in enumerate(intervals):
-            _interval(
-                chart, c.first, i, y + offset, _MODELS.get(c.first.model, "plus"), hollow=_hollow(c.first), scale=100
-            )
+            _interval(chart, c.first, i, y + offset, shape, hollow=hollow, scale=100)
     text = "; ".join(f"{name}: macro {points(c.accuracy.total)}" for name, c in zip(names, shown, strict=True))
     return chart.plot("deltas", "Difference per task, on the same items", f"{text}.")
 
@@ -225,10 +225,6 @@ def _look(mask: str) -> tuple[str, str]:
     """Shape and colour of a mask: its own shape, and one colour for all masks that hold in some layers only."""
     name, _, layers = mask.partition("@")
     return _SHAPES.get(name, "circle"), _SOME_LAYERS if layers else _MASKS.get(name, "ink")
-
-
-def _hollow(e: Evaluation) -> bool:
-    return e.leaks or e.model == "base"
 
 
 def _interval(

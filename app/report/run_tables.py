@@ -107,5 +107,5 @@ def estimate(study: Study) -> Table:
         for key, expected in run.estimate.items():
             actual = run.actual.get(key)
             ratio = f"{actual / expected:.2f}x" if actual is not None and expected else DASH
-            rows.append(TableRow((f"{study.place(run)}: {key}", number(expected, 2), number(actual, 2), ratio)))
+            rows.append(TableRow((f"{study.place(run)}: {key}", short(expected, 2), short(actual, 2), ratio)))
     return Table("Estimate against actual", ("What", ">Estimate", ">Actual", ">Actual / estimate"), tuple(rows))

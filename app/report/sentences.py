@@ -267,8 +267,11 @@ def cautions(study: Study) -> list[str]:
         )
     found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
-    decided = [finding(c).direction != "unclear" for _, c in _decisive(study)]
-    if widths and max(widths) > WIDE and not (decided and all(decided)):
+    asked = [c for _, c in _decisive(study)]
+    more = [
+        c for c in asked if finding(c).direction == "unclear" and items_needed(c.accuracy.variance, WIDE) is not None
+    ]
+    if widths and max(widths) > WIDE and (more or not asked):
         fewest = min(t.items for e in evaluations for t in e.tasks.values())
         found.append(
             f"Few items ({fewest:,} in the smallest task): a macro accuracy here is known to about "

@@ -127,6 +127,4 @@ def _without_seed(record: Mapping[str, Any]) -> str:
 def _changes(record: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
     """The settings of training and objective that differ, such as `learning_rate=0.0001, lora.r=32`."""
     ours, theirs = (dict(flat(r["stage"].get("train") or {})) for r in (record, reference))
-    return ", ".join(
-        f"{key}={ours.get(key)}" for key in [*ours, *(theirs.keys() - ours.keys())] if ours.get(key) != theirs.get(key)
-    )
+    return ", ".join(f"{key}={ours.get(key)}" for key in ours | theirs if ours.get(key) != theirs.get(key))

@@ -173,6 +173,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             from app.runtime.signals import StopFlag
             from app.stage.environment import commit
             from app.stage.work import work
+            from app.training.checkpoint import newest_verified
 
             started = now()
             run = RunDir.reopen(found.unfinished.path) if found.unfinished is not None else (
@@ -193,6 +194,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
             require_shared(run.path, ranks, os.environ)
             if found.unfinished is not None and store is not None:
                 with waiting("fetch checkpoints from the store"):
+                    newest_verified(run.checkpoints, log.warning)  # a damaged one is not as new as the store's
                     fetch_newer(store, run)
             # With init_runs of the record, which names runs as trackers do, these are the links between stages.
             about = {"run": run.id, "commit": commit(), **found.record} if job.profile.report_to else {}

@@ -129,17 +129,18 @@ def paired_bootstrap(
     a_value, b_value = (float(np.mean([x[:, k].mean() for x in pairs.values()])) for k in (0, 1))
     b_lo = percentiles(b_s)[0] if enough(pairs) else -math.inf
     return Paired(
-        difference=Interval(a_value - b_value, *(percentiles(a_s - b_s) if enough(pairs) else ANY)),
+        difference=Interval(a_value - b_value, *_bounds(pairs, a_s - b_s)),
         retention=_ratio(a_value, b_value, a_s, b_s, defined=b_lo > 0),
         above_chance=_ratio(a_value - chance, b_value - chance, a_s - chance, b_s - chance, defined=b_lo > chance),
         difference_by_task={
-            task: Interval(
-                float(x[:, 0].mean() - x[:, 1].mean()),
-                *(percentiles(by_task[task][:, 0] - by_task[task][:, 1]) if enough({task: x}) else ANY),
-            )
+            task: Interval(float(x[:, 0].mean() - x[:, 1].mean()), *_bounds({task: x}, by_task[task] @ (1.0, -1.0)))
             for task, x in pairs.items()
         },
     )
+
+
+def _bounds(columns: Mapping[str, Floats], differences_s: Floats) -> tuple[float, float]:
+    return percentiles(differences_s) if enough(columns) else ANY
 
 
 def enough(columns: Mapping[str, Floats]) -> bool:

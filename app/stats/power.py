@@ -98,7 +98,7 @@ def items_needed(variance: Variance, difference: float) -> int | None:
     while not shows(most):
         if most > _MOST_ITEMS:
             return None
-        least, most = most, 1 + most * 21 // 20
+        least, most = most, 1 + most * 23 // 20
     return least + 1 + bisect.bisect_left(range(least + 1, most), True, key=shows)
 
 

@@ -102,7 +102,8 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
     shape, origin = shape_of(job.profile.model)
     if shape is None:
         return Estimate(gpu.name, gpus, gpu.memory_gb, "none", unknown=f"the model's size is not known: {origin}")
-    job, asked = memory.with_sizes(with_steps(job), shape), job
+    asked = with_steps(job)
+    job = memory.with_sizes(asked, shape, gpu)
     mean, spread, learnt = examples_of(job)
     mean = tokens_per_example or mean
     place = Place(shape, gpu, gpus, mean, spread, learnt, row_shapes)
@@ -114,7 +115,7 @@ def estimate_on(job: Job, gpu: Gpu, gpus: int = 1, tokens_per_example: float | N
         {name: round(size, 2) for name, size in parts.items()}, fits,
         checkpointing=None if train is None else train.gradient_checkpointing is True,
         no_graphs=bool(before and train and before.graph == "auto" and train.graph is False),
-        remedy="" if fits else remedy_for(job, place),
+        remedy="" if fits else remedy_for(job, place, asked),
         assumptions=(f"model: {origin}", f"{mean:g} tokens an example", *_notes(before, train, place, sharding)),
     )  # fmt: skip
     if not _peak(job, gpu):
@@ -157,7 +158,7 @@ def _notes(asked: Train | None, train: Train | None, place: Place, sharding: Sha
         yield f"{place.gpu.link:g} GB/s between GPUs of one host, which is not measured"
     if sharding == "fsdp":
         yield "weights, gradients and optimiser state spread over the GPUs (FSDP2)"
-    if memory.without_bf16(place.gpu) and train.precision == "auto":
+    if place.gpu.is_old and train.precision == "auto":
         yield f"{place.gpu.name} has no bf16: it trains in fp32"
 
 

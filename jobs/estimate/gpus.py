@@ -32,6 +32,11 @@ class Gpu:
     bandwidth: float
     link: float = PCIE
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it is of before Ampere, without bf16 and FlexAttention's kernels. Of one in no table nothing is known."""
+        return not self.bf16 and self.fp32 > 0
+
 
 _MAKER = re.compile(r"\b(NVIDIA|GEFORCE|TESLA)\b")
 _MEMORY = re.compile(r"\b(\d+) ?GI?B\b")

@@ -47,14 +47,14 @@ CONTEXT_GB = 1.2  # CUDA context and workspaces
 SPARE = 0.95  # of what is usable; a job that fits into it runs without gradient checkpointing
 
 
-def with_sizes(job: Job, shape: Shape) -> Job:
+def with_sizes(job: Job, shape: Shape, gpu: Gpu) -> Job:
     """The same job with all sizes written out, the length of packed rows among them, and halvings applied.
 
     A job that is halved ran out of memory before: `gradient_checkpointing: auto` is true for it.
     """
     values: dict[str, Any] = {"train": job.train, "score": job.score}
     if job.train is not None:
-        fast = compilable(shape, job.profile.model.attention)
+        fast = compilable(shape, job.profile.model.attention, gpu)
         values["train.pack_tokens"] = job.halved(row_tokens(job.train.pack_tokens, fast, shape.parameters))
         if job.halvings and job.train.gradient_checkpointing == "auto":
             values["train.gradient_checkpointing"] = True
@@ -96,11 +96,6 @@ def needed(parts: dict[str, float]) -> float:
     return sum(size for name, size in parts.items() if name != CACHED)
 
 
-def without_bf16(gpu: Gpu) -> bool:
-    """Whether `precision: auto` trains in fp32 there. Of a GPU that is in no table nothing is known: as most do."""
-    return not gpu.bf16 and gpu.fp32 > 0
-
-
 def _adapted(shape: Shape, lora: Lora) -> list[tuple[int, int]]:
     """(inputs, outputs) of the linear layers of a decoder layer that have an adapter; all, where targets have other names."""
     heads, kv = shape.head_dim * shape.heads, shape.head_dim * shape.kv_heads
@@ -120,12 +115,12 @@ def is_graphed(train: Train, attention: Attention, place: Place) -> bool:
     if train.graph is True:
         return True
     tokens = min(train.batch_size * place.mean, train.pack_tokens or PACKED)
-    return suitable(train, cuda=True, compiled=compilable(place.shape, attention), world=place.gpus,
+    return suitable(train, cuda=True, compiled=compilable(place.shape, attention, place.gpu), world=place.gpus,
                     parameters=place.shape.parameters, tokens=tokens)[0]  # fmt: skip
 
 
 def trains_in_half(train: Train, gpu: Gpu) -> bool:
-    return train.precision == "bf16" or (train.precision == "auto" and not without_bf16(gpu))
+    return train.precision == "bf16" or (train.precision == "auto" and not gpu.is_old)
 
 
 def _train_memory(train: Train, attention: Attention, place: Place, sharding: Sharding) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from jobs.config.job import Job
 from jobs.config.schema import Lora, Train
 from jobs.estimate.gpus import all_gpus
-from jobs.estimate.memory import fits, shardable
+from jobs.estimate.memory import fits, shardable, with_choices, with_sizes
 from jobs.estimate.sizes import PACKED, Place
 
 ADAFACTOR = "train.optimizer: adafactor"  # before the other: it needs nothing that is not installed, and less memory
@@ -17,9 +17,10 @@ _MANY = (2, 4, 8)  # GPUs of a machine
 Changes = dict[str, Any]  # a key and its value in words, as `train.pack_tokens: 1024` -> the value
 
 
-def remedy_for(job: Job, here: Place) -> str:
+def remedy_for(job: Job, here: Place, asked: Job) -> str:
     """The fewest changes of the job that make it fit, in the order in which they cost least; else more of these GPUs; else
-    the smallest GPUs known that hold it, as it is or with such changes."""
+    the smallest GPUs known that hold it, as it is or with such changes. asked: the job before its sizes and choices were
+    written out, which are others on other GPUs."""
     changes = _changes(job, here)
     if changes is not None:
         return _said(job, here, changes)
@@ -30,10 +31,11 @@ def remedy_for(job: Job, here: Place) -> str:
             if changes is not None and _holds(more, job, changes):
                 return " and ".join([f"set gpus: {n}", *changes])
     nothing = "no setting makes it fit there"
-    for place in _larger(here):
+    others = [(place, with_choices(with_sizes(asked, place.shape, place.gpu), place)) for place in _larger(here)]
+    for place, job in others:
         if fits(job, place):
             return f"{nothing}: take {_named(place)}, the smallest known that does"
-    for place in _larger(here):
+    for place, job in others:
         if changes := _changes(job, place):
             return f"{nothing}: take {_named(place)}, the smallest known that does, and {_said(job, place, changes)}"
     return f"{nothing}, nor on any GPUs known, up to {_MANY[-1]} of a kind: take a smaller model"

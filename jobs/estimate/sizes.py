@@ -56,9 +56,10 @@ def row_tokens(wanted: int | None, fast: bool, parameters: float, *, cpu: bool =
     return DENSE_CPU if cpu else DENSE
 
 
-def compilable(shape: Shape, attention: Attention) -> bool:
-    """Whether training has FlexAttention and compiled layers on a GPU."""
-    return attention == "flex_attention" or (attention == "auto" and shape.head_dim >= LEAST_HEAD and not shape.eager)
+def compilable(shape: Shape, attention: Attention, gpu: Gpu) -> bool:
+    """Whether training has FlexAttention and compiled layers there."""
+    suits = shape.head_dim >= LEAST_HEAD and not shape.eager and not gpu.is_old
+    return attention == "flex_attention" or (attention == "auto" and suits)
 
 
 def passes(train: Train, place: Place) -> tuple[int, float]:

@@ -56,6 +56,7 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
+    folder.mend()
     code = attached(wiring, folder, False, ending=True)
     raise click.exceptions.Exit(0 if folder.state().phase is Phase.CLOSED else code)
 

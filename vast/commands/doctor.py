@@ -9,7 +9,7 @@ from jobs.doctor import Check, checked, disk, report, wrapped
 from jobs.errors import UserError
 from vast import policy as policies
 from vast.commands import start
-from vast.commands.options import policy_option, runs_option
+from vast.commands.options import FILE, policy_option, runs_option
 from vast.commands.wiring import Wiring
 from vast.marketplace.http import SCOPES
 from vast.policy import Policy
@@ -28,7 +28,7 @@ MANAGE = "make a key with them at https://cloud.vast.ai/manage-keys/"
 
 @click.command()
 @click.option("--image", envvar="IMAGE", show_envvar=True, help="As for up: whether its registry has it.")
-@click.option("--ssh-key", type=click.Path(path_type=Path, dir_okay=False), help="As for up: whether ssh can use it.")
+@click.option("--ssh-key", type=FILE, help="As for up: whether ssh can use it.")
 @policy_option
 @runs_option
 @click.pass_obj

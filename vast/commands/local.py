@@ -12,7 +12,7 @@ import click
 from jobs.errors import UserError
 from vast import policy as policies
 from vast.commands import start
-from vast.commands.options import JobOptions, caps, hours_option, job_options, profile_option, runs_option
+from vast.commands.options import FILE, JobOptions, caps, hours_option, job_options, profile_option, runs_option
 from vast.commands.plan_text import print_rows
 from vast.commands.wiring import Wiring, wiring_of
 from vast.host import subprocess_run
@@ -45,7 +45,7 @@ POLICY_NAME = "vast/local/policy.yaml"
 @click.option("--mount", "readable", multiple=True, envvar="MOUNTS", metavar="PATH",
               help="Readable in the container under the same path, such as data that a profile names. Repeatable.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="Of the container, too. Repeatable.")
-@click.option("--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
+@click.option("--policy", "policy_file", type=FILE,
               help=f"A policy file, laid over vast/policy.yaml and {POLICY_NAME}.")  # fmt: skip
 @job_options
 @runs_option

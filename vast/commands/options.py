@@ -28,12 +28,26 @@ class Finite(click.FloatRange):
 
 POSITIVE = Finite(0, min_open=True)
 
+
+class Named(click.Path):
+    """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        return (
+            super().convert(value, param, context)
+            if value != ""
+            else self.fail("it is empty; name one", param, context)
+        )
+
+
+FILE = Named(path_type=Path, dir_okay=False)
+
 runs_option = click.option(
-    "--runs-dir", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
+    "--runs-dir", type=Named(path_type=Path, file_okay=False), default=Path("runs"), show_default=True,
     envvar="PREFILL_RUNS", show_envvar=True, help="Where runs are kept; rented ones in vast/ below it.",
 )  # fmt: skip
 policy_option = click.option(
-    "--policy", "policy_file", type=click.Path(path_type=Path, dir_okay=False),
+    "--policy", "policy_file", type=FILE,
     help="A policy file, laid over vast/policy.yaml.",
 )  # fmt: skip
 profile_option = click.option(
@@ -45,7 +59,7 @@ image_option = click.option(
     help="As pushed by make push: registry/name:tag. The machine pulls its -host tag.",
 )  # fmt: skip
 ssh_key_option = click.option(
-    "--ssh-key", type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    "--ssh-key", type=Named(path_type=Path, dir_okay=False, exists=True),
     help="A private key without a passphrase, or whose agent runs. Default: a new one for this run.",
 )  # fmt: skip
 

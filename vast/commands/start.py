@@ -10,7 +10,6 @@ import click
 
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import read_json
-from vast import policy as policies
 from vast.commands.wiring import ShellContext, Wiring, wiring_of_run
 from vast.host import detach
 from vast.policy import Policy
@@ -75,7 +74,7 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
 
 def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
     """The session of a run. Raises UserError: no key, a secret that is not set, a damaged run directory."""
-    policy = policies.load(folder.policy)
+    policy = folder.kept_policy()
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
     secrets, login = run_secrets(policy, wiring.environ, folder.run_id, lenient=ending)

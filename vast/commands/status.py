@@ -12,7 +12,7 @@ from jobs.config.load import stage_names
 from jobs.errors import RunStateError, make_command
 from jobs.runs.atomic import write_text_atomically
 from vast.commands import start
-from vast.commands.options import runs_option
+from vast.commands.options import FILE, runs_option
 from vast.commands.plan_text import print_table
 from vast.commands.wiring import Wiring
 from vast.ports import Seconds
@@ -54,9 +54,7 @@ def status(wiring: Wiring, run: str | None, as_json: bool, runs_dir: Path) -> No
 
 
 @click.command("overview")
-@click.option(
-    "--html", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write the page to this file too."
-)
+@click.option("--html", "page", type=FILE, help="Write the page to this file too.")
 @runs_option
 @click.pass_obj
 def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
@@ -87,10 +85,14 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
     """Print the log of RUN's job. From the host while there is one, else what was fetched."""
     folder = find(runs_dir.absolute(), run)
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
-    answered = False
+    answered, last = False, None
     while True:
         state = folder.state()
         closed = state.phase is Phase.CLOSED
+        if state.machine is not None:
+            if last not in (None, state.machine.id):
+                shown = 0  # the log of another machine
+            last = state.machine.id
         part = _from_host(folder, wiring, state.machine, shown, tail)
         if part is None and (closed or not follow):
             part = _local_copy(folder, shown, tail)
@@ -99,8 +101,8 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
             answered = True
             # The machine may be somebody else's, and a terminal would act on its control characters.
             click.echo(printable(click.unstyle(text), keep="\n\r\t"), nl=False)
-            if shown is None or following > shown:
-                shown = following
+            more, shown = bool(text) and following != shown, following
+            if more:
                 continue  # one answer may hold a part of it only
         if closed or not follow:
             break

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
@@ -24,7 +23,7 @@ from vast.local.engine import connect as reach
 from vast.local.local_cloud import LocalCloud
 from vast.local.transport import LocalTransport
 from vast.marketplace.account_key import find_key
-from vast.marketplace.http import DEFAULT_URL
+from vast.marketplace.http import DEFAULT_URL, checked_url
 from vast.marketplace.ssh_hosts import Machine, SshHosts, load
 from vast.marketplace.vast_ai import VastAI
 from vast.ports import Address, Clock, Cloud, Seconds, label_text
@@ -74,12 +73,13 @@ def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "roo
     """probes: what shows that our own network works; default: the market's API. Raises UserError if ssh or rsync is missing."""
     folder, own = context.folder, context.request.ssh_key
     key = key or (None if own is None else Path(own))
-    api = urlsplit(context.environ.get("VAST_URL") or DEFAULT_URL)
-    market = (api.hostname or "", api.port or (443 if api.scheme == "https" else 80))
-    policy, seen = policies.load(folder.policy), tuple(probes) or (market,)
+    if not probes:
+        api = checked_url(context.environ.get("VAST_URL") or DEFAULT_URL)
+        probes = ((str(api.hostname), api.port or (443 if api.scheme == "https" else 80)),)
+    policy = policies.load(folder.policy)
     way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
     return host_shell(
-        context, way, lambda: network.is_up(seen), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
+        context, way, lambda: network.is_up(probes), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
         gpus=context.request.gpus, **more,
     )  # fmt: skip
 

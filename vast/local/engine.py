@@ -78,9 +78,8 @@ class Engine:
 
     def pull(self, name: str) -> None:
         """Pull an image, without a time limit: it may be large, and a person waits for it and can interrupt it."""
-        repository, _, tag = name.rpartition(":") if ":" in name.rpartition("/")[2] else (name, "", None)
         with classified():
-            for line in self.api.pull(repository, tag=tag, stream=True, decode=True):
+            for line in self.api.pull(name, stream=True, decode=True):
                 if "error" in line:
                     raise Refused(str(line["error"]), 404)
 

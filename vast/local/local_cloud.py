@@ -31,6 +31,7 @@ STATUS = {
     "dead": ports.Status.EXITED,
 }
 NAME_TAKEN = 409
+NO_GPU = "could not select device driver"  # docker's words
 
 
 class LocalCloud:
@@ -154,6 +155,8 @@ class LocalCloud:
         self.trouble = words
 
     def _refused(self, number: int | None, words: str) -> ports.CreateResult:
+        if NO_GPU in words:
+            words += "; install the NVIDIA container toolkit, or give --gpu none"
         self._note("create", words)
         return ports.CreateResult("refused", number, words)
 

@@ -97,7 +97,7 @@ class Client:
     """For one thread. `trouble`: why the last failed call failed, without any secret. `observe`: gets every try of a call."""
 
     def __init__(self, key: Secret, clock: Clock, url: str = DEFAULT_URL, whole: Seconds = WHOLE) -> None:
-        self._base = _checked_url(url)
+        self._base = checked_url(url)
         self._origin = f"{self._base.scheme}://{self._base.netloc}"
         # http is for this network alone
         self._proxies: Mapping[str, str] | None = {} if self._base.scheme == "http" else None
@@ -204,8 +204,8 @@ class Client:
         return answer
 
 
-def _checked_url(url: str) -> SplitResult:
-    """https; plain http only to this machine or a private address."""
+def checked_url(url: str) -> SplitResult:
+    """https; plain http only to this machine or a private address. Raises UrlError."""
     remedy = f"such as {DEFAULT_URL}"
     try:
         parts = urlsplit(url)

@@ -25,6 +25,8 @@ from typing import Any, Literal
 from jobs import lock
 from jobs.errors import RunStateError, UserError
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
+from vast import policy as policies
+from vast.policy import Policy
 from vast.ports import Clock, Label, Seconds
 from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
@@ -72,11 +74,40 @@ class Folder:
         write_text_atomically(self.path / name, text)
 
     def request(self) -> RunRequest:
-        fields: dict[str, Any] = read_json(self.path / "request.json")
+        with self._remedied():
+            fields: dict[str, Any] = read_json(self.path / "request.json")
+            try:
+                return RunRequest(
+                    **{**fields, **{key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}}
+                )
+            except TypeError:
+                raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
+
+    def kept_policy(self) -> Policy:
+        """The policy that was decided for the run. Raises RunStateError."""
+        with self._remedied():
+            return policies.load(self.policy)
+
+    @contextmanager
+    def _remedied(self) -> Iterator[None]:
+        """A file of a run that may bill is never to be mended by removing the run."""
         try:
-            return RunRequest(**{**fields, **{key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}})
-        except TypeError:
-            raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
+            yield
+        except UserError as error:
+            remedy = f"restore the file; or end the run, which needs none: python -m vast down {self.run_id}"
+            raise RunStateError(error.where, error.fact, remedy) from None
+
+    def mend(self) -> None:
+        """Put defaults in the place of a policy or a request that cannot be read: ending a run needs neither. Raises DiskFull."""
+        unknown = json.dumps(asdict(RunRequest("unknown", "unknown", "unknown")))
+        for name, read, text in (
+            ("policy.yaml", self.kept_policy, policies.text(policies.load())),
+            ("request.json", self.request, unknown),
+        ):
+            try:
+                read()
+            except UserError:
+                self._write(name, text)
 
     def nonce(self) -> str:
         try:

@@ -72,7 +72,7 @@ def send(
         if reply.good:
             lines = "".join(f"{sha256_of(source / path)}  {path}\n" for path in part).encode()
             check = ("env", f"--chdir={root}", "sha256sum", "--check", "--strict", "--quiet")
-            reply = transport.run(address, check, stdin=lines, timeout=LEAST + size / HASHED)
+            reply = transport.run(address, check, stdin=lines, timeout=LEAST + size / HASHED, pace=pace)
         if not reply.good:
             return reply.done
     return True

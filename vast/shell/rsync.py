@@ -30,10 +30,8 @@ ENDED = "ended from here: a cap is near, or a person asked for the end"
 _SO_FAR = re.compile(rb"([\d,.']+)\s+\d{1,3}%")
 HALF = ".rsync-partial"  # beside a file; rsync removes it once the file is whole
 FETCH = ("--inplace",)
-SEND = (
-    f"--partial-dir={HALF}",
-    "--copy-links",
-)  # a profile or weights of our own may be links; a host's are never followed
+# A profile or weights of our own may be links, which rsync would skip. A host's are never followed.
+SEND = (f"--partial-dir={HALF}", "--copy-links")
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
 SSH_FAILED = 255
 # The exit codes of rsync(1) for a fault of the connection, not of a file.

@@ -105,7 +105,7 @@ class FileJournal:
         self._lock: IO[str] = lock.hold(directory / LOCK)
         try:
             # A lost file begins anew: its records would count as those of an older supervisor, and be ignored.
-            self.token = max(read_token(directory), _drop_torn_line(directory / JOURNAL)) + 1
+            self.token = max(_known_token(directory), _drop_torn_line(directory / JOURNAL)) + 1
             write_text_atomically(directory / TOKEN, f"{self.token}\n")
             self._file = os.open(directory / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             sync_directory(directory)
@@ -166,7 +166,7 @@ class MemoryJournal(FileJournal):
 
     def __init__(self, directory: Path, held: bool = False) -> None:
         """held: this process has the lock already, by its FileJournal. Raises RunStateError if another process has it."""
-        self.directory, self.token, self._held = directory, self._token(directory), held
+        self.directory, self.token, self._held = directory, _known_token(directory), held
         if not held:
             self._lock = (directory / LOCK).open(encoding="utf-8")
             try:
@@ -180,19 +180,12 @@ class MemoryJournal(FileJournal):
             self._lock.close()
 
     def check(self) -> None:
-        now = self._token(self.directory)
+        now = _known_token(self.directory)
         if now and self.token and now != self.token:
             raise Superseded(f"{self.directory}: token {self.token} is superseded by {now}")
 
     def write(self, state: RunState, stamp: Stamp, action: Action | None = None, plan: Plan | None = None) -> None:
         assert plan is None, "nothing is rented without a journal on disk"
-
-    @staticmethod
-    def _token(directory: Path) -> int:
-        """0: it is gone, or the disk does not give it; that keeps no machine alive."""
-        with suppress(OSError, RunStateError):
-            return read_token(directory)
-        return 0
 
 
 def read(directory: Path) -> Last | None:
@@ -251,6 +244,13 @@ def read_token(directory: Path) -> int:
         return 0
     except ValueError:
         raise RunStateError(directory / TOKEN, "expected a number", "remove it while no supervisor runs") from None
+
+
+def _known_token(directory: Path) -> int:
+    """0: it is gone, no number, or the disk does not give it; that keeps no machine alive."""
+    with suppress(OSError, RunStateError):
+        return read_token(directory)
+    return 0
 
 
 def _drop_torn_line(path: Path) -> int:

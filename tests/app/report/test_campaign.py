@@ -13,6 +13,7 @@ from rich.console import Console
 from app.report.joint_tables import OWN
 from app.report.plots import _round
 from app.report.render import Report, build_report, print_results
+from app.report.trainings import _changes
 from jobs.errors import DataError
 from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
 
@@ -250,3 +251,13 @@ def test_a_campaign_without_a_primary_comparison_is_refused(tmp_path: Path, prim
     declare(tmp_path, **primary)
     with pytest.raises(DataError, match=r"mine.json: declares no primary comparison"):
         build_report(tmp_path)
+
+
+def test_settings_that_only_the_other_recipe_has_stand_in_its_order() -> None:
+    """Equal runs give equal reports: a set's order changes with each process."""
+    lora = {"r": 32, "alpha": 64, "dropout": 0.05, "rslora": True, "quantization": "4bit", "targets": "all"}
+    full, adapted = (
+        {"stage": {"train": {"learning_rate": 1e-4}}},
+        {"stage": {"train": {"learning_rate": 1e-4, "lora": lora}}},
+    )
+    assert _changes(full, adapted) == ", ".join(f"lora.{key}=None" for key in lora)

@@ -235,6 +235,15 @@ def test_what_is_denied_is_the_smallest_difference_as_the_table_prints_it(least:
     assert f"{100 * excluded(found):.1f}" == can_show(variance, 100, 1)
 
 
+def test_where_only_seeds_could_tell_nobody_is_asked_for_more_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.report.sentences.items_needed", lambda *_: None)
+    found = report_with(tmp_path, monkeypatch, items=20)
+    assert "Not enough seeds to tell" in found.headline
+    assert not any(text.startswith("Few items") for text in found.cautions)
+
+
 def test_the_leak_is_read_off_the_gold_nll(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = report_with(tmp_path, monkeypatch, items=20).to_markdown()
     assert "base: 2.30 under causal, 0.90 under bidirectional (leaks): below causal, the leak at work." in text

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from app.training.checkpoint import (
     newest_verified,
     prune,
 )
+from app.training.train import _logged
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.warm_process import WarmProcess
 
@@ -113,14 +115,17 @@ def test_an_adapter_trained_against_a_teacher_resumes_to_the_same_losses(tmp_pat
     assert losses(run) == losses(run_of(tmp_path / "whole"))
 
 
-def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
-    undisturbed: Any, tmp_path: Path
-) -> None:
-    artifacts = ["--set", f"artifacts=file://{tmp_path}/store"]
-    process = start(tmp_path / "lost", *artifacts)
+def zero(path: Path) -> None:
+    """The content is gone, the size is not."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def stopped(runs_dir: Path, *more: str) -> Path:
+    """A run that SIGTERM stopped after some steps."""
+    process = start(runs_dir, *more)
     try:
         for _ in range(6000):
-            if any(path.read_text().count("\n") >= 3 for path in (tmp_path / "lost").glob("stage3b/*/train_log.jsonl")):
+            if any(path.read_text().count("\n") >= 3 for path in runs_dir.glob("stage3b/*/train_log.jsonl")):
                 break
             assert process.runs(), "the run ended before it could be stopped"
             time.sleep(0.02)
@@ -128,6 +133,27 @@ def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
         assert process.ended(120).returncode == 75
     finally:
         process.kill()
+    return run_of(runs_dir)
+
+
+def test_a_checkpoint_that_is_damaged_here_and_whole_in_the_store_is_fetched(undisturbed: Any, tmp_path: Path) -> None:
+    """It used to pass for as new as the store's until training began, from an older one or from its start."""
+    artifacts = ["--set", f"artifacts=file://{tmp_path}/store"]
+    run = stopped(tmp_path / "runs", *artifacts)
+    newest_here = complete_checkpoints(run / "checkpoints")[-1]
+    zero(newest_here / "model.safetensors")
+    again = finish(tmp_path / "runs", *artifacts, "--resume")
+    assert again.returncode == 0, again.stderr
+    log = (run / "log.txt").read_text()
+    assert f"{newest_here.name} is fetched from file://" in log and f"resuming from {newest_here}" in log
+    assert losses(run) == undisturbed
+
+
+def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
+    undisturbed: Any, tmp_path: Path
+) -> None:
+    artifacts = ["--set", f"artifacts=file://{tmp_path}/store"]
+    stopped(tmp_path / "lost", *artifacts)
     again = finish(tmp_path / "elsewhere", *artifacts, "--continue")
     assert again.returncode == 0, again.stderr
     run = run_of(tmp_path / "elsewhere")
@@ -140,11 +166,6 @@ def test_a_run_whose_machine_is_gone_goes_on_from_its_store_to_the_same_losses(
     third = finish(tmp_path / "third", *artifacts, "--continue")  # and now it is complete
     assert third.returncode == 0 and "complete already" in third.stdout, third.stdout + third.stderr
     assert RunDir.open(run_of(tmp_path / "third")).verify() == []
-
-
-def zero(path: Path) -> None:
-    """The content is gone, the size is not."""
-    path.write_bytes(bytes(path.stat().st_size))
 
 
 def test_a_torn_checkpoint_is_skipped(undisturbed: Any, tmp_path: Path) -> None:
@@ -203,25 +224,32 @@ def test_shorter_rows_go_on_from_the_same_examples_to_the_same_losses(undisturbe
     assert json.loads((run / "environment.json").read_text())["halve_memory"] == 4
 
 
-@pytest.mark.parametrize("harm", ["eval_log", "all of train_log"])
-def test_a_checkpoint_beyond_what_is_logged_is_passed_over_with_a_warning(
-    harm: str, undisturbed: Any, tmp_path: Path
-) -> None:
+def test_a_checkpoint_beyond_what_is_logged_is_passed_over_with_a_warning(undisturbed: Any, tmp_path: Path) -> None:
     """As after a power cut: the tokens, the losses and the best evaluation before it would be wrong for good."""
     run = kill_at(tmp_path, 5)
     older, newer = complete_checkpoints(run / "checkpoints")
-    path = run / f"{harm.rpartition(' ')[2]}.jsonl"
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([] if "all" in harm else [line for line in lines if json.loads(line)["step"] < 4]))
+    path = run / "train_log.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:3]))
     again = finish(tmp_path, "--resume")
     assert again.returncode == 0, again.stderr
     log = (run / "log.txt").read_text()
-    assert f"{newer}: the run's logs are whole up to step {0 if 'all' in harm else 3} only; it is passed over" in log
-    assert ("training begins from its start" if "all" in harm else f"resuming from {older}") in log
-    assert losses(run) == undisturbed
-    assert (
-        json.loads((run / "metrics.json").read_text())["train"]["train_loss"] == undisturbed["train_log.jsonl"][-1][1]
-    )
+    assert f"{newer}: the run's logs are whole up to step 3 only; it is passed over" in log
+    assert f"resuming from {older}" in log and losses(run) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluated", "whole"),
+    [([1, 2, 3, 4], [0, 2, 4], 4), ([1, 2, 3], [0, 2, 4], 3), ([1, 2, 3, 4], [0, 2], 3), ([1, 3, 4], [0, 2, 4], 1),
+     ([1, 2, 3, 4], [2, 4], -1), ([], [0], 0), ([], [], -1)],
+)  # fmt: skip
+def test_logs_are_whole_up_to_their_first_gap(
+    steps: list[int], evaluated: list[int], whole: int, tmp_path: Path
+) -> None:
+    with RunDir.create(tmp_path, "stage3b", datetime(2026, 11, 30, tzinfo=UTC)) as run:
+        for name, found in (("train_log.jsonl", steps), ("eval_log.jsonl", evaluated)):
+            for step in found:
+                run.append_jsonl(name, {"step": step})
+        assert _logged(run, 2) == whole
 
 
 # ---- checkpoints as files --------------------------------------------------------------------------------------------

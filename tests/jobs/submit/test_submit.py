@@ -137,7 +137,7 @@ def test_kubernetes_stops_for_good_at_a_mistake_and_restarts_after_a_checkpoint(
     (["stage1", "--on", "slurm", "--hours", "1", "--seeds", "0,1,0"], "0 is named twice"),
     (["lookup", "--on", "slurm", "--hours", "1", "--set", "train.max_steps=2"], "names profiles, seeds and settings itself"),
     (["lookup", "--on", "slurm", "--hours", "1", "--nodes", "2"], "--nodes: a campaign"),
-    (["recipes", "--on", "slurm", "--hours", "1", "--gpu", "T4"], "GB on each GPU, and TESLA_T4 has 16"),  # its untrained runs fit
+    (["recipes", "--on", "slurm", "--hours", "1", "--gpu", "RTX_3080-10GB"], "GB on each GPU, and RTX_3080 has 10"),  # its untrained runs fit
     (["lookup", "--on", "slurm", "--hours", "1", "--tasks", "2", "--gpus", "2"], "each element of the array takes one GPU"),
     (["lookup", "--on", "slurm"], "how long lookup takes is not known"),
     (["lookup", "--on", "dstack", *RENTED, "--tasks", "2"], "--tasks: is for slurm, not for dstack"),

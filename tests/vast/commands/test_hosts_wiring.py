@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, UserError
 from tests.vast.fakes.command_line import KILLED, World, die_at
 from vast import policy as policies
-from vast.commands.wiring import ShellContext, Wiring, with_hosts
+from vast.commands.wiring import ShellContext, Wiring, over_ssh, with_hosts
 from vast.records.run_dir import Folder, RunRequest
 from vast.rental.onstart import Switch
 from vast.shell.hostshell import HostShell
@@ -88,3 +88,14 @@ def test_a_mistake_in_the_list_is_one_line(tmp_path: Path, text: str | None, fac
     with pytest.raises(ConfigError) as raised:
         with_hosts(Wiring(environ={"VAST_HOSTS": str(path)}, home=tmp_path))
     assert str(path) in str(raised.value) and fact in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "console.vast.ai"])
+def test_an_address_of_the_market_that_is_none_is_one_line_for_commands_that_only_ask_the_host(
+    world: World, url: str
+) -> None:
+    folder = world.left_running()
+    environ = {"VAST_URL": url, "PATH": "/usr/bin"}
+    context = ShellContext(folder, folder.request(), {}, world.clock, environ, lambda: None)
+    with pytest.raises(UserError, match="^VAST_URL: .*; such as https://console.vast.ai$"):
+        over_ssh(context)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import count
 
 import pytest
 
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import RUN
+from vast.records.run_dir import Folder
 from vast.supervisor import journal
 
 
@@ -65,6 +68,18 @@ def test_a_terminal_gets_no_control_characters_of_a_log(world: World) -> None:
     assert world.vast("logs", folder.run_id).stdout == "red\r\u2588 1\t ]0;title  2J end\n"
 
 
+def test_a_host_whose_log_grows_by_nothing_holds_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = world.left_running()
+    asked: list[int | None] = []
+
+    def log(addresses: object, tail: int | None = None, follow_from: int | None = None) -> dict[str, object] | None:
+        asked.append(follow_from)
+        return {"text": "", "next": len(asked)} if len(asked) < 5 else None
+
+    monkeypatch.setattr(world.shell, "log", log)
+    assert world.vast("logs", folder.run_id).exit_code == 0 and asked == [None]
+
+
 def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = world.left_running()
     real = world.clock.sleep
@@ -79,6 +94,28 @@ def test_logs_follow_what_grows_until_the_run_is_closed(world: World, monkeypatc
 
     monkeypatch.setattr(world.clock, "sleep", sleep)
     assert world.vast("logs", "-f", folder.run_id).stdout == "job: hello\nmore\nmore\n"
+
+
+@pytest.mark.parametrize("text", [b"second\n", b"of the second machine, which printed more\n"])
+def test_the_log_of_the_next_machine_is_shown_whole_and_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, text: bytes
+) -> None:
+    folder = world.left_running()
+    world.shell.text = b"of the first machine\n"
+    real, slept, state = world.clock.sleep, count(), folder.state()
+    assert state.machine is not None
+    second = replace(state, machine=replace(state.machine, id=state.machine.id + 1))
+
+    def sleep(seconds: float) -> None:
+        real(seconds)
+        world.shell.text = text
+        monkeypatch.setattr(Folder, "state", lambda folder: second)
+        if next(slept) == 3:
+            monkeypatch.undo()
+            world.vast("down", folder.run_id)
+
+    monkeypatch.setattr(world.clock, "sleep", sleep)
+    assert world.vast("logs", "-f", folder.run_id).stdout == f"of the first machine\n{text.decode()}"
 
 
 def test_a_page_that_cannot_be_written_has_the_remedy_of_its_own_option(world: World) -> None:

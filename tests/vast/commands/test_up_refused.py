@@ -40,6 +40,7 @@ from vast.rental.image_registry import Found
         (("--gpu", "4090"), {}, ("the market has no GPU of that name; use --gpu RTX_4090",)),
         (("--gpu", "GTX_1"), {}, ("the market has no GPU of that name; use --gpu as python -m vast offers shows it",)),
         (("--interruptible", "--bid", "0.01"), {}, ("at most $0.01", "RTX 4090 at $0.20: raise --bid to 0.20")),
+        (("--policy", ""), {}, ("'--policy': it is empty; name one",)),
         (("--disk", "nan"), {}, ("'--disk': 'nan' is not a finite number",)),
         (("--max-cost", "inf"), {}, ("'--max-cost': 'inf' is not a finite number",)),
         (("--interruptible", "--bid", "nan"), {}, ("'--bid': 'nan' is not a finite number",)),

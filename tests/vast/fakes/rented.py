@@ -25,7 +25,8 @@ WAITS = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 print("words:", sys.argv[1:], flush=True)
-open("up", "w").write(str(os.getpid()))
+open("up.new", "w").write(str(os.getpid()))
+os.replace("up.new", "up")  # whole, or not there
 while not os.path.exists("go"):
     time.sleep(0.01)
 """

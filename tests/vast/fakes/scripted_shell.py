@@ -97,7 +97,7 @@ class ScriptedShell:
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
     ) -> dict[str, Any] | None:
-        offset = follow_from or 0
+        offset = follow_from if follow_from is not None and follow_from <= len(self.text) else 0
         if tail is not None:
             offset = len(self.text) - len(b"".join(self.text.splitlines(keepends=True)[-tail:]))
         return {"offset": offset, "next": len(self.text), "text": self.text[offset:].decode()}

@@ -79,6 +79,30 @@ def test_no_engine_at_all_is_a_users_mistake_with_a_remedy(tmp_path: Path) -> No
         connect({"DOCKER_HOST": "ssh://elsewhere"}, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "repository", "tag"),
+    [
+        ("prefill", "prefill", "latest"),
+        ("reg:5000/you/prefill:1", "reg:5000/you/prefill", "1"),
+        (
+            "reg:5000/you/prefill@sha256:" + "a" * 64,
+            "reg:5000/you/prefill",
+            "sha256:" + "a" * 64,
+        ),  # as make push prints it
+    ],
+)
+def test_an_image_is_pulled_by_tag_or_digest(
+    fake: FakeEngine, engine: Engine, name: str, repository: str, tag: str
+) -> None:
+    asked: list[dict[str, str]] = []
+    fake.odd["POST /images/create"] = lambda handler: (
+        asked.append(handler.query),
+        handler.say(200, {"status": "done"}),
+    )[1]
+    engine.pull(name)
+    assert asked == [{"fromImage": repository, "tag": tag}]
+
+
 def test_the_identity_is_the_engines_own(fake: FakeEngine, engine: Engine) -> None:
     assert engine.identity() == "engine-1"
     numbers = iter(range(9))

@@ -101,7 +101,8 @@ def test_what_does_not_start_exists_all_the_same(fake: FakeEngine, cloud: LocalC
     fake.odd["POST /containers/.*/start"] = lambda handler: handler.refuse(500, words)
     made = cloud.create(1, CONTRACT)
     (box,) = fake.boxes.values()
-    assert made.outcome == "refused" and made.instance_id == int(box.id[:12], 16) and words in made.message
+    assert (made.outcome, made.instance_id) == ("refused", int(box.id[:12], 16))
+    assert made.message == f"{words}; install the NVIDIA container toolkit, or give --gpu none"
 
 
 def test_a_create_whose_answer_is_lost_is_unclear_and_what_it_made_is_listed(

@@ -67,6 +67,23 @@ def test_a_pull_that_a_person_asked_for_ends_at_the_caps(world: World) -> None:
     assert world.clock.now() - begun < 2 * 3600 + 600
 
 
+@pytest.mark.parametrize("damage", [None, b"", b'{"stage": "st', b"\xff\x00{"])
+@pytest.mark.parametrize("name", ["request.json", "policy.yaml", "nonce", "key", "known_hosts", "supervisor.token"])
+def test_down_ends_a_run_whose_files_are_damaged(world: World, name: str, damage: bytes | None) -> None:
+    """The journal has what ending a run needs."""
+    folder = world.left_running()
+    (folder.path / name).unlink(missing_ok=True)
+    if damage is not None:
+        (folder.path / name).write_bytes(damage)
+    if name in ("request.json", "policy.yaml"):
+        refused = world.vast("attach", folder.run_id)
+        assert refused.exit_code == 2 and name in refused.stderr
+        assert f"end the run, which needs none: python -m vast down {folder.run_id}" in refused.stderr
+    done = world.vast("down", folder.run_id)
+    assert world.fake.market.living() == [], done.output
+    assert done.exit_code == 0 and folder.report.exists()
+
+
 @pytest.mark.parametrize(
     "error",
     [UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"), ValueError("I/O operation on closed file.")],
