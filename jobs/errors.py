@@ -4,6 +4,7 @@ The command line prints `error: <text>` for a `UserError`, without a traceback, 
 """
 
 import errno
+import os
 import re
 import shlex
 import sys
@@ -70,6 +71,8 @@ def full_output(error: OSError) -> UserError:
         print(end="", flush=True)
     except OSError as again:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) and again.errno == error.errno:
+            with suppress(OSError):  # Python would write what is left once more when it ends, and exit with 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DiskFull("standard output", "no space left on the disk", "free some space, or write it elsewhere")
     raise error
 

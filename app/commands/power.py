@@ -56,7 +56,9 @@ def _plan(items: int, discordance: float, seeds: int, seed_deviation: float | No
     deviation = None if seed_deviation is None else seed_deviation / 100
     variance = of_discordance({"all": items}, {"all": discordance}, seeds=seeds, seed_deviation=deviation)
     spread = "; the spread between seeds is unknown and left out" if deviation is None else ""
+    shown = can_show(variance, 100, 1)
+    shown = "no difference" if shown == "none" else f"{shown} points"
     return (
-        f"{items:,} items, discordance {discordance:g}, {seeds} seed{'s' * (seeds > 1)}: can show "
-        f"{can_show(variance, 100, 1)} points; items for {points:g} points: {needed_for(variance, points / 100)}{spread}"
+        f"{items:,} item{'s' * (items > 1)}, discordance {discordance:g}, {seeds} seed{'s' * (seeds > 1)}: can show {shown}; "
+        f"items for {points:g} points: {needed_for(variance, points / 100)}{spread}"
     )

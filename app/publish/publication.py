@@ -115,6 +115,9 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
         notice = f"{repo} is made from {model['name']}, which is provided under and subject to {under.text}\n"
         files["NOTICE"] = notice.encode()
     places = dict(sorted(_places(job), reverse=True)) | {str(Path.home()): "~"}
+    places = {
+        place: instead for place, instead in places.items() if Path(place).name
+    }  # not "/", a home in containers, nor "."
     return Publication(repo, tag, {name: _without(places, file) if _TEXTS.fullmatch(name) else file
                                    for name, file in files.items()})  # fmt: skip
 

@@ -12,6 +12,7 @@ from app.report.campaign import Setting, unfinished
 from app.report.comparisons import WIDE, Comparison
 from app.report.format import duration, nats, number, numbers, points, size
 from app.report.study import Study
+from app.stats.bootstrap import FEWEST
 from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
 
@@ -181,7 +182,8 @@ def _decisive(study: Study) -> list[tuple[str, Comparison]]:
 def sensitivity(c: Comparison) -> str:
     """The smallest differences that the items and seeds of a comparison can show, with 80 % power."""
     accuracy, nll = _smallest(c)
-    unknown = "none in accuracy, since the seeds differ too much" if c.accuracy.variance.of_items else (
+    why = "the items are too few" if c.accuracy.variance.items < FEWEST else "the seeds differ too much"
+    unknown = f"none in accuracy, since {why}" if c.accuracy.variance.of_items else (
         "unknown for accuracy, since no item differs")  # fmt: skip
     parts = [f"{accuracy} points" if accuracy else unknown, nll and f"{nll} nats"]
     return f"Smallest difference that can be shown (80 % power): {', '.join(filter(None, parts))}"

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CONFIDENCE = 0.95
-_FEWEST = 6  # items: of fewer, not even a difference in all of them is beyond chance (2 / 2**5, the sign test's p, is above 5 %)
+FEWEST = 6  # items: of fewer, not even a difference in all of them is beyond chance (2 / 2**5, the sign test's p, is above 5 %)
 ANY = (-1.0, 1.0)  # what a difference between two accuracies can be
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
 _CHUNK = 250_000  # numbers held at once while resampling: 2 MB of float64 stay in the cache of a processor
@@ -147,7 +147,7 @@ def enough(columns: Mapping[str, Floats]) -> bool:
     """Whether the items of {task: (items, k)} can bound anything: resamples of a single item, or of a few that all differ alike,
     have no spread, which would pass for certainty."""
     sizes = [len(x) for x in columns.values()]
-    return min(sizes) > 1 and sum(sizes) >= _FEWEST
+    return min(sizes) > 1 and sum(sizes) >= FEWEST
 
 
 def outcomes(values: ArrayLike, name: str) -> Floats:

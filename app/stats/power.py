@@ -22,7 +22,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from app.stats.bootstrap import Floats
+from app.stats.bootstrap import FEWEST, Floats
 from app.stats.difference import Variance, student_of_seeds
 
 POWER = 0.80
@@ -48,6 +48,8 @@ def of_discordance(
 
 def power(variance: Variance, difference: float) -> float:
     """The probability that the interval excludes zero where the true difference is `difference`, which is above zero."""
+    if variance.items < FEWEST:  # of which the report states no interval
+        return 0.0
     d, seeds, between = difference, variance.seeds, variance.between_seeds or 0.0
     of_items = max(0.0, max(variance.of_items, variance.binary * d / seeds) - variance.binary * d**2)
     seen = (between + variance.of_both) * _chi_squared(seeds - 1)  # variance of the differences between the seeds
@@ -65,6 +67,8 @@ def smallest_difference(variance: Variance) -> float:
     not even a difference of every item would show."""
     if not (variance.of_items or variance.between_seeds):
         return 0.0
+    if variance.items < FEWEST:
+        return math.inf
     hi = 1.0
     while not variance.binary and power(variance, hi) < POWER:
         hi *= 2

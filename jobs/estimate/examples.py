@@ -8,7 +8,7 @@ from jobs.config.suites import read_suite
 
 # Tokens of an example, mean, their standard deviation over it, and the share that is learnt: measured on the embedded questions
 # and on reading; the mean also on alpaca-cleaned with a chat template; others a guess.
-_TOKENS = {"qa": (51.0, 1.2, 0.08), "alpaca": (140.0, 1.0, 1.0), "messages": (400.0, 1.0, 1.0)}
+_TOKENS, _LEARNT_OF_EMBEDDED = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}, 0.08
 _READING, _READING_EXAMPLES = (101.0, 0.75, 0.04), 3600  # at most so many
 # Of look-ups those of SmolLM2's tokenizer; Gemma 3's makes 67 of eight facts, where these are 73.5.
 _FACT, _ASKED = 6.0, 25.5
@@ -39,9 +39,9 @@ def examples_of(job: Job) -> tuple[float, float, float]:
     else:
         sources = job.profile.data.sources.values()  # of several weighted by size, which is not known, all count alike
         weights = [one.weight or 1.0 for one in sources]
-        found = [_TOKENS.get(one.format, (longest, 1.0, 1.0)) for one in sources]
-        mean = sum(weight * min(one, longest) for weight, (one, *_) in zip(weights, found, strict=True)) / sum(weights)
-        spread, learnt = max(one for _, one, _ in found), max(one for *_, one in found)
+        means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
+        mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
+        spread, learnt = max(spreads), _LEARNT_OF_EMBEDDED if all(one.source == "embedded" for one in sources) else 1.0
     return min(mean, longest), spread, 1.0 if train is not None and train.cut == "random" else learnt
 
 

@@ -86,7 +86,7 @@ def large(tokens: float, place: Place, number: int) -> float:
 
     Few examples are long, so sums of them are skewed too, the more the fewer they are (Cornish and Fisher's first term).
     """
-    above = NormalDist().inv_cdf(1 - 1 / (5 * number))
+    above = -NormalDist().inv_cdf(1 / (5 * number))
     by = deviation(tokens, place)
     return tokens + by * (above + (above**2 - 1) / 6 * by / tokens)
 

@@ -18,7 +18,7 @@ import yaml
 from jobs.config.campaign import Cell, campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
-from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter
+from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter, full_output
 from jobs.estimate.estimate import Estimate, estimate
 from jobs.runs.atomic import make_directory, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
                 raise ConfigError(before, f"expected a text of one line, found {json.dumps(word)}", "correct it")
         given = parser().parse_args(arguments)
         name, text = file_of(given)
-        print(text, end="")
+        print(text, end="", flush=True)
         if given.dry_run:
             return EXIT_OK
         client.require(given.on)
@@ -213,9 +213,13 @@ def main(arguments: Sequence[str]) -> int:
         write_text_atomically(path, text)
         client.check(given.on, path)
         print(client.submit(given.on, path))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    except BrokenPipeError:  # as a command of click ends; Python would try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UserError, OSError) as error:
+        known = error if isinstance(error, UserError) else full_output(error)
+        print(f"error: {known}", file=sys.stderr)
+        return known.exit_code
     return EXIT_OK
 
 

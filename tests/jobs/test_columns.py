@@ -43,3 +43,10 @@ def test_a_name_of_two_lines_ends_on_the_rule_and_goes_with_its_column() -> None
     columns = [Column("a"), Column("two\nlines", right=True, drop=1)]
     assert table_lines(columns, [["x", "1"]], 80) == ["     two", "a  lines", "─  ─────", "x      1"]
     assert table_lines(columns, [["x", "1"]], 5) == ["a", "─", "x"]
+
+
+def test_the_last_column_that_may_be_cut_is_cut_first() -> None:
+    columns = Column("Profile", least=8), Column("Text", least=4)
+    assert table_lines(columns, [("embedded reading", "a text for people")], 30)[-1].startswith(
+        "embedded reading a text"
+    )

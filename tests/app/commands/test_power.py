@@ -30,6 +30,8 @@ def test_before_any_run_it_plans(tmp_path: Path) -> None:
     assert "can show 0.7 points; items for 1 points: 7,842" in printed("--items", "14016", "--discordance", "0.1")
     text = printed("--items", "14016", "--discordance", "0.1", "--seeds", "3", "--seed-deviation", "2")
     assert "3 seeds: can show 6.3 points; items for 1 points: more seeds" in text
+    text = printed("--items", "1", "--discordance", "1", "--points", "100")
+    assert "1 item, discordance 1, 1 seed: can show no difference; items for 100 points: 6" in text
 
 
 @pytest.mark.parametrize("words", [("--items", "10"), ("--discordance", "0.1"), ("--seeds", "3")])

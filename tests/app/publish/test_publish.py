@@ -109,6 +109,18 @@ def test_no_path_and_no_store_of_this_machine_is_published(
     assert "- data: rows.jsonl, ~/other" in card.content and card.data.base_model is None
 
 
+def test_a_place_without_a_name_is_no_reason_to_change_a_text(
+    hub: Hub, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a user without a home in a container it is the root, and data may be in the current directory."""
+    monkeypatch.setenv("HOME", "/")
+    template = json.dumps({"chat_template": "{{ loop.index0 / 2 }} . {{ '/' }}"}).encode()
+    monkeypatch.setitem(FINAL, "tokenizer_config.json", template)
+    write(tmp_path, "stage3b", sets=("data.train={source: path, path: ., format: alpaca}",))
+    publish(command, tmp_path).fine()
+    assert hub.files["tokenizer_config.json"] == template
+
+
 def test_what_is_made_from_gemma_goes_under_its_terms(hub: Hub, command: Command, tmp_path: Path) -> None:
     write(tmp_path, "stage3b", sets=("model.name=gemma-3-270m",))
     publish(command, tmp_path).fine()

@@ -9,8 +9,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from app.report.comparisons import macro_over_seeds
 from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
 from app.report.power import can_show
 from app.report.render import Report, build_report
@@ -302,9 +304,15 @@ def test_one_item_a_task_decides_nothing(tmp_path: Path) -> None:
     """`LIMIT=1`: five items, on which everything that differs differs by 20 points."""
     write_experiment(tmp_path, items=1)
     report = build_report(tmp_path)
-    assert all(finding(c).direction == "unclear" for c in report.study.comparisons)
+    assert all(finding(c).direction == "unclear" and c.nll is None for c in report.study.comparisons)
     assert report.headline.startswith(
         "What reading its prompt in both directions does without finetuning is open (not enough items"
     )
     assert " ± " not in report.to_markdown().partition("Accuracy by task")[2].partition("###")[0].partition("\n")[2]
     assert any(text.startswith("Few items (1 in the smallest task)") for text in report.cautions)
+
+
+def test_of_too_few_items_an_accuracy_over_seeds_is_known_to_be_one() -> None:
+    seeds: Any = [SimpleNamespace(correct={"a": np.array(right)}) for right in ([1.0, 0.0], [1.0, 1.0])]
+    trainings: Any = SimpleNamespace(replicates=lambda _: dict(enumerate(seeds)))
+    assert macro_over_seeds(seeds[0], trainings) == Interval(0.75, 0.0, 1.0)

@@ -109,7 +109,7 @@ def test_a_given_up_upload_is_waited_for_so_that_its_checkpoint_can_be_removed(r
     assert uploads.pending == {first}
     wait_for = uploads._changed.wait_for
 
-    def opened(ready: Any, patience: float) -> bool:
+    def opened(ready: Any, patience: float | None = None) -> bool:  # the thread waits too
         faults.open.set()  # the store moves on once somebody waits
         return wait_for(ready, patience)
 

@@ -111,6 +111,15 @@ def test_an_answer_goes_on_after_its_prompt_where_a_tokenizer_begins_a_text_with
     assert [one.text for one in told] == [" cat", "s"]
 
 
+def test_of_a_character_that_begins_in_the_prompt_the_rest_is_the_answers(loaded: Loaded) -> None:
+    first, *rest = loaded.tokenizer.encode("\U0001f600", add_special_tokens=False)
+    told: list[Any] = []
+    row = Row([first], Document(1, 1), Sampling(len(rest)), told.append)
+    for id in rest:
+        row.add(Token(id, None), loaded.tokenizer)
+    assert rest and "".join(one.text for one in told) == loaded.tokenizer.decode(rest) != ""
+
+
 @pytest.mark.parametrize("stop", [(), ("zzz", "\u672cX")])
 def test_half_a_character_or_half_a_stop_string_waits_for_its_other_half(stop: tuple[str, ...], loaded: Loaded) -> None:
     text, told = "h\u00e9 \U0001f600\U0001f468\u200d\U0001f469 \u65e5\u672c\u8a9e zz", list[Any]()

@@ -116,6 +116,13 @@ def test_power_of_log_likelihoods_is_met_too() -> None:
     assert shown(rng.normal(d, 0.4, size=(4000, 60))) == pytest.approx(0.80, abs=0.03)
 
 
+@pytest.mark.parametrize("binary", [0.2, 0.0])
+def test_items_that_the_report_states_no_interval_of_show_nothing(binary: float) -> None:
+    few = Variance(5, 0.01, binary, 1, None)
+    assert (power(few, 1.0), smallest_difference(few)) == (0.0, math.inf)
+    assert items_needed(few, 1.0) == 6
+
+
 def test_what_never_differs_has_no_smallest_difference_to_state() -> None:
     same = difference([{"a": [1.0, 0.0]}], [{"a": [1.0, 0.0]}], samples=10, seed=0)
     assert smallest_difference(same.variance) == 0.0

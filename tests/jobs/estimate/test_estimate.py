@@ -236,6 +236,14 @@ def test_examples_are_as_long_as_their_suite_writes_them(sets: tuple[str, ...], 
     assert f"{tokens:g} tokens an example" in found.assumptions
 
 
+@pytest.mark.parametrize("steps", [10**16, 10**17])
+def test_no_number_of_steps_is_too_large_for_the_widest_of_them(steps: int) -> None:
+    fewer, found = (
+        estimate(job("stage5b", "embedded", f"train.max_steps={n}"), "H200").peak_gb for n in (10**15, steps)
+    )
+    assert fewer is not None and found is not None and fewer <= found < 1.1 * fewer
+
+
 def test_epochs_of_reading_are_as_many_steps_as_its_examples_make() -> None:
     sets = ("suite=reading", "train.epochs=3", "train.batch_size=64")
     found = estimate(job("stage5b", "embedded", *sets), "H200")

@@ -213,6 +213,8 @@ def test_logits_are_those_of_what_is_learnt_up_to_a_chunk_of_them() -> None:
 
     assert logits() == pytest.approx(12 * 1024 * 49152 / 2**30, abs=0.01)
     assert logits("train.cut=random") == pytest.approx(6 * 2**28 / 2**30, abs=0.01)
+    own = "data.train={source: path, path: mine.jsonl, format: qa}"  # nobody knows how long its answers are
+    assert logits(own) == pytest.approx(6 * 2**28 / 2**30, abs=0.01)
     assert logits("train.cut=random", "train.precision=fp32") == pytest.approx(12 * 2**28 / 2**30, abs=0.01)
 
 

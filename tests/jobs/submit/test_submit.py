@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from jobs.config.campaign import CAMPAIGNS_DIR
+from jobs.errors import EXIT_DISK_FULL
 from jobs.submit import client, slurm
 from jobs.submit.__main__ import main
 
@@ -201,3 +204,16 @@ def test_a_client_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(client.EngineError, match="no answer in 600 s"):
         client.submit("kubernetes", tmp_path / "job.yaml", hang)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_file_that_does_not_fit_where_it_is_printed_is_one_line() -> None:
+    """Python itself would report what is left in its buffer once more at the end, and exit with 120."""
+    words = [sys.executable, "-m", "jobs.submit", "stage1", "--on", "slurm", "--hours", "1", "--dry-run"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    unread, pipe = os.pipe()
+    os.close(unread)
+    with Path("/dev/full").open("w") as full, os.fdopen(pipe, "w") as closed:
+        for output, code, lines in ((full, EXIT_DISK_FULL, 1), (closed, 1, 0)):
+            found = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, text=True, env=buffered, check=False)
+            assert (found.returncode, found.stderr.count("\n")) == (code, lines), found.stderr
