@@ -32,7 +32,6 @@ from jobs.lock import exclusive
 from jobs.runs.atomic import files_below, known_sha256, sha256_of
 
 MANIFEST = "prefill-cache.json"
-FORMAT = 1  # raised whenever the same wheels, or the same GGUF file, are made into other files (gguf.py)
 DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 
 
@@ -40,7 +39,8 @@ DEFAULT_MODEL = "SmolLM2-135M-Instruct"
 class PackagedModel:
     """A model as a GGUF file in wheels, each of which has one part of it.
 
-    sha256: of the whole file. place: its directory's name, another one where older versions may have made wrong files of it.
+    sha256: of the whole file. place: its directory's name, another one whenever gguf.py makes other files of it: what an older
+    version made is not used then.
     """
 
     wheels: tuple[Wheel, ...]
@@ -165,7 +165,7 @@ def _directory(cache: Path, target: Path, wheels: Sequence[Wheel], build: Callab
 def _write_manifest(directory: Path, wheels: Sequence[Wheel]) -> None:
     files = {name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
              for name, path in files_below(directory).items()}  # fmt: skip
-    text = json.dumps({"format": FORMAT, "wheels": _digests(wheels), "files": files}, indent=1)
+    text = json.dumps({"wheels": _digests(wheels), "files": files}, indent=1)
     (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -174,20 +174,17 @@ def _digests(wheels: Sequence[Wheel]) -> dict[str, str]:
 
 
 def _verified(directory: Path, wheels: Sequence[Wheel]) -> Path:
-    """`directory` if it was made of `wheels`, by today's rules, and every file is there with its size and sha256."""
+    """`directory` if it was made of `wheels`, and every file is there with its size and sha256."""
     remedy = f"delete the directory {directory} and run again: it is rebuilt"
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         expected = [(directory / name, one["bytes"], one["sha256"]) for name, one in manifest["files"].items()]
-        old = {
-            manifest.get("wheel"): manifest.get("wheel_sha256")
-        }  # as the first caches were written, of one wheel each
-        made = manifest.get("wheels", old), manifest.get("format", 1)
+        # The first caches were made of one wheel each, and named it so.
+        made = manifest.get("wheels", {manifest.get("wheel"): manifest.get("wheel_sha256")})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise DataError(directory / MANIFEST, "missing or unreadable, so the cache cannot be trusted", remedy) from None
-    if made != (_digests(wheels), FORMAT):
-        fact = "was made of other wheels, or by other rules, by another version of this program"
-        raise DataError(directory, fact, remedy)
+    if made != _digests(wheels):
+        raise DataError(directory, "was made of other wheels, by another version of this program", remedy)
     for path, size, sha256 in expected:
         if not path.is_file():
             raise DataError(path, "missing from the cache", remedy)
