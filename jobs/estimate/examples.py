@@ -9,6 +9,7 @@ from jobs.config.suites import read_suite
 # Tokens of an example, mean, their standard deviation over it, and the share that is learnt: measured on the embedded questions
 # and on reading; the mean also on alpaca-cleaned with a chat template; others a guess.
 _TOKENS, _LEARNT_OF_EMBEDDED = {"qa": (51.0, 1.2), "alpaca": (140.0, 1.0), "messages": (400.0, 1.0)}, 0.08
+_TWICE = 1.8  # as many tokens in an example of a profile whose prompt is written twice: on the embedded questions, 50.9 and 91.6
 _READING, _READING_EXAMPLES = (101.0, 0.75, 0.04), 3600  # at most so many
 # Of look-ups those of SmolLM2's tokenizer; Gemma 3's makes 67 of eight facts, where these are 73.5.
 _FACT, _ASKED = 6.0, 25.5
@@ -41,6 +42,7 @@ def examples_of(job: Job) -> tuple[float, float, float]:
         weights = [one.weight or 1.0 for one in sources]
         means, spreads = zip(*(_TOKENS.get(one.format, (longest, 1.0)) for one in sources), strict=True)
         mean = sum(weight * min(one, longest) for weight, one in zip(weights, means, strict=True)) / sum(weights)
+        mean *= _TWICE if job.stage.order == "repeat" else 1
         spread, learnt = max(spreads), _LEARNT_OF_EMBEDDED if all(one.source == "embedded" for one in sources) else 1.0
     return min(mean, longest), spread, 1.0 if train is not None and train.cut == "random" else learnt
 

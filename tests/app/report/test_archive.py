@@ -76,6 +76,13 @@ def test_the_same_runs_give_the_same_bytes(runs_dir: Path, results_dir: Path, tm
     assert (again / "runs.tar.xz").read_bytes() == (results_dir / "mine" / "runs.tar.xz").read_bytes()
 
 
+def test_what_is_kept_is_collected_again_to_the_same_bytes(results_dir: Path, tmp_path: Path) -> None:
+    """A campaign goes on in what was kept of it; the items of its first runs are those of its next ones."""
+    with unpacked(results_dir / "mine") as found:
+        again = collect(found, "mine", tmp_path)
+    assert (again / "runs.tar.xz").read_bytes() == (results_dir / "mine" / "runs.tar.xz").read_bytes()
+
+
 def test_items_with_other_content_are_still_other_items(runs_dir: Path, tmp_path: Path) -> None:
     write_cells(tmp_path / "other", recipes=("full",), seeds=(0,), changed=frozenset({"piqa/3"}))
     record = declare(tmp_path / "other")
