@@ -22,7 +22,7 @@ from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.clock import WakingClock
-from vast.session.guards import RedactedShell, guarded
+from vast.session.guards import AccountGuard, RedactedShell
 from vast.session.notify import Notifier
 from vast.session.view import View, line_of, warnings_shown
 from vast.supervisor.journal import FileJournal, MemoryJournal, Superseded, records
@@ -67,7 +67,7 @@ class Session:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
             cloud = self.cloud
             if chosen.account is not None:
-                cloud = guarded(cloud, chosen.account, self.folder)
+                cloud = cast(Cloud, AccountGuard(cloud, chosen.account, self.folder))
             make = partial(
                 Supervisor, chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
                 WakingClock(self.clock, self._asked, self._serve_pull),

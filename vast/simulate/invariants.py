@@ -12,35 +12,17 @@ from vast.supervisor.state import Phase, RunState, kept_for_the_end
 
 DRIFT = 300.0  # seconds by which a label's deadline, or the end of the time, may differ from the run's
 # Faults of a machine that justify a verdict about it.
-JUSTIFIED: dict[str, frozenset[str]] = {
-    "vanished": frozenset({"dead-man", "ends-soon", "reaped"}),
-    "outbid": frozenset({"outbid"}),
-    "not-started": frozenset({"created-stopped", "outbid"}),
-    "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset(
-        {"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang", "dead-man"}
-    ),
-    "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
-    "slow": frozenset({"slow-gpu"}),
-    "unguarded": frozenset({"container-restart"}),
-    "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
-    "away": frozenset({"offline"}),
-    "gpu-fault": frozenset({"gpu-fault"}),
-    "image": frozenset({"image"}),
-    "host-fault": frozenset({"host-fault", "created-stopped"}),
-    "nan": frozenset({"nan"}),
-    "deterministic": frozenset({"same-crash"}),
-    "bug": frozenset({"same-crash", "gpu-fault"}),
-    "cuda-oom": frozenset({"cuda-oom"}),
-    "disk-full": frozenset({"host-disk-full"}),
-    "hang": frozenset({"hang"}),
-    "incomplete": frozenset({"no-manifest"}),
-    "contract-end": frozenset({"ends-soon"}),
-    "price": frozenset({"dearer"}),
-    "restarted": frozenset({"container-restart"}),
-    "lost": frozenset({"container-restart", "commands-hang"}),
-    "killed": frozenset({"hang"}),
-}
+JUSTIFIED = {
+    "vanished": "dead-man ends-soon reaped", "not-started": "created-stopped outbid", "outbid": "outbid",
+    "loading": "stuck-loading bad-image offline",  # offline before anybody saw it running
+    "ssh": "no-ssh wrong-host offline key-denied container-restart commands-hang dead-man",
+    "burn-in": "burn-in-fails burn-in-hangs commands-hang", "slow": "slow-gpu", "unguarded": "container-restart",
+    "host-lost": "no-ssh wrong-host offline outbid dead-man ends-soon", "away": "offline",
+    "gpu-fault": "gpu-fault", "image": "image", "host-fault": "host-fault created-stopped", "nan": "nan",
+    "deterministic": "same-crash", "bug": "same-crash gpu-fault", "cuda-oom": "cuda-oom", "disk-full": "host-disk-full",
+    "hang": "hang", "killed": "hang", "incomplete": "no-manifest", "contract-end": "ends-soon", "price": "dearer",
+    "restarted": "container-restart", "lost": "container-restart commands-hang",
+}  # fmt: skip
 
 
 def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMachine | None) -> None:
@@ -64,7 +46,7 @@ def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMac
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
-        if machine is not None and not machine.truth & JUSTIFIED[reason]:
+        if machine is not None and machine.truth.isdisjoint(JUSTIFIED[reason].split()):
             truth = sorted(machine.truth) or "nothing"
             world.violate("unknown", f"verdict {reason}, but of machine {machine.id} is true: {truth}")
         if reason == "vanished" and machine is not None and machine.dead_at is None:

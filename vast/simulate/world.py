@@ -63,9 +63,7 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
-        self.unrefuted = (
-            False  # a wrong clock of the market was believed, while the run had no machine that could refute it
-        )
+        self.unrefuted = False  # a wrong clock of the market was believed: the run had no machine that could refute it
         self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over

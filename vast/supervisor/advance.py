@@ -100,17 +100,16 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 
 def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    rule = policy.destroy
-    out = []
-    for one in state.doomed:
-        if one.id == action.instance_id:
-            pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
-            if result == "accepted":
-                pause = max(pause, policy.absence_spacing)  # a DELETE takes time to show in the list
-            accepted = one.accepted or result == "accepted"
-            one = changed(one, tries=one.tries + 1, next_try=_retry_at(action, pause), accepted=accepted)
-        out.append(one)
-    return changed(state, doomed=tuple(out), look_at=min(state.look_at, action.t + policy.cadence.urgent))
+    rule, accepted = policy.destroy, result == "accepted"
+
+    def tried(one: PendingDestroy) -> PendingDestroy:
+        pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
+        pause = max(pause, accepted * policy.absence_spacing)  # a DELETE takes time to show in the list
+        next_try = _retry_at(action, pause)
+        return changed(one, tries=one.tries + 1, next_try=next_try, accepted=one.accepted or accepted)
+
+    doomed = tuple(tried(one) if one.id == action.instance_id else one for one in state.doomed)
+    return changed(state, doomed=doomed, look_at=min(state.look_at, action.t + policy.cadence.urgent))
 
 
 def start_destroying(state: RunState, t: float, reason: str) -> RunState:

@@ -53,11 +53,7 @@ def renew_due(obs: Observation, state: RunState, policy: Policy) -> Action | Non
     return Action(Do.RENEW, obs.t, until=max(0.0, state.cap_seconds - obs.t))
 
 
-# ---- idle and provisioning -------------------------------------------------------------------------------------------
-
-
-def leave_idle(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    return Action(Do.PROCEED, obs.t)
+# ---- provisioning ----------------------------------------------------------------------------------------------------
 
 
 def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -279,7 +275,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 # A label that the market refuses at every poll must not hold back a start or a pull: it comes last.
 RULES: dict[Phase, tuple[Rule, ...]] = {
-    Phase.IDLE: (leave_idle,),
+    Phase.IDLE: (lambda obs, state, policy: Action(Do.PROCEED, obs.t),),
     Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready, relabel),
     Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due, relabel),
     Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, collect, relabel),

@@ -41,7 +41,7 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
         if any(name == "low-credit" for name, _, _ in state.signs) and machine.stopped:
             return None  # the market stops machines without credit: one poll more decides
         if machine.stopped >= 2:
-            never = machine.ran_at is None and not state.interruptible
+            never = machine.ran_at is None and state.bid is None
             return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
         if machine.away_since is not None and obs.t - machine.away_since >= limits.away:
             return verdict(obs, "away")

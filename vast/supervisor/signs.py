@@ -31,18 +31,13 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
 
 
 def confirmed(state: RunState, sign: str) -> bool:
-    return bool(state.signs) and any(name == sign and count >= 2 for name, count, _ in state.signs)
-
-
-def unconfirmed(state: RunState) -> bool:
-    return any(count == 1 for _, count, _ in state.signs)
+    return any(name == sign and count >= 2 for name, count, _ in state.signs)
 
 
 def too_dear(state: RunState, machine: Machine, policy: Policy) -> bool:
     """Whether the row's price is above the bound of the request or of the policy."""
-    bound = policy.market.max_dollars_per_hour
-    bound = bound if state.max_price is None else min(bound, state.max_price)
-    return machine.row_price > bound * TOLERANCE
+    bounds = (policy.market.max_dollars_per_hour, state.max_price)
+    return machine.row_price > min(one for one in bounds if one is not None) * TOLERANCE
 
 
 def _shown(state: RunState, obs: Observation, policy: Policy) -> dict[str, bool | None]:

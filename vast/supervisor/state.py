@@ -161,7 +161,6 @@ class RunState:
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
-    interruptible: bool = False
     bid: Dollars | None = None  # per hour, of an interruptible contract
     max_price: Dollars | None = None  # per hour, of the request
     work_hours: float = 0.0  # expected by the plan; 0: not known
@@ -229,10 +228,8 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     deadline = int(wall + plan.max_seconds)
     label_text(plan.run_id, deadline)
     bound = plan.query.max_dollars_per_hour if plan.bid is None else None  # a bid is its own bound
-    return RunState(
-        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound,
-        plan.query.work_hours,
-    )  # fmt: skip
+    hours = plan.query.work_hours
+    return RunState(plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid, bound, hours)
 
 
 def with_zero(state: RunState, zero: Seconds) -> RunState:

@@ -222,7 +222,7 @@ def test_a_machine_that_is_away_is_given_its_time() -> None:
 def test_a_machine_is_stopped_when_two_looks_have_shown_it(
     ran_at: float | None, interruptible: bool, message: str, reason: str
 ) -> None:
-    state = replace(running(ran_at=ran_at), interruptible=interruptible)
+    state = replace(running(ran_at=ran_at), bid=1.0 if interruptible else None)
     stopped: dict[str, Any] = {"instances": (instance(status=Status.EXITED, message=message),), "host": None}
     once, obs = look(state, 1000.0, **stopped)
     assert decide(obs, once, POLICY).do is not Do.VERDICT
