@@ -13,7 +13,15 @@ from collections.abc import Callable
 from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
-from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
+from vast.supervisor.machine_rules import (
+    forced,
+    in_touch,
+    key_lost,
+    machine_trouble,
+    relabel,
+    time_is_doubtful,
+    verdict,
+)
 from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
@@ -212,6 +220,8 @@ def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy, pu
 
 
 def _cap(t: float, state: RunState) -> str | None:
+    if time_is_doubtful(state):
+        return None
     if spent(state, t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
         return "the budget is used up"
     return "the time is up" if t >= state.cap_seconds - LEAD else None

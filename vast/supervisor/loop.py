@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 from vast.policy import Policy
 from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
-from vast.supervisor.clocks import corrected, jumped, missed_by_us
+from vast.supervisor.clocks import corrected, jumped, missed_by_us, put_back
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
@@ -183,6 +183,8 @@ class Supervisor:
 
         found = corrected(state, t, at, self.clock.now(), since, missed, self.policy)
         self._differs_since = since if found.differs else None
+        if found.move < 0:
+            state = put_back(state, found.move)
         state = changed(state, before_reboot=None)
         if found.move:
             self.run_clock.move_on(found.move)

@@ -16,6 +16,8 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
+    if time_is_doubtful(state):
+        return None
     if obs.t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
     if (rate := burn(state)) and spent(state, obs.t) + rate * reserve / 3600 >= state.cap_dollars:
@@ -24,6 +26,12 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         if confirmed(state, sign):
             return verdict(obs, sign)
     return None
+
+
+def time_is_doubtful(state: RunState) -> bool:
+    """Whether the time since a reboot is that of our wall clock, which may be days ahead, and the market has not answered
+    yet, whose clock decides. No cap is judged by it: meanwhile the machine's own switch keeps them."""
+    return state.before_reboot is not None and state.refused_since is not None
 
 
 def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:

@@ -25,8 +25,11 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if old or new:
         state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
     machine = state.machine
-    if machine is not None and confirmed(state, "dearer"):
-        state = changed(state, machine=changed(machine, price=max(machine.price, machine.row_price)))
+    if machine is not None and "dearer" in new and machine.seen_at == obs.t:
+        # Of rows that differ the cheapest is what all of them agree on: one odd row must not use up the budget.
+        least = min(machine.row_price, machine.least_row) if "dearer" in old else machine.row_price
+        price = max(machine.price, least) if confirmed(state, "dearer") else machine.price
+        state = changed(state, machine=changed(machine, least_row=least, price=price))
     return state
 
 

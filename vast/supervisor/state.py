@@ -99,6 +99,7 @@ class Machine:
     price: Dollars  # per hour
     since: Seconds  # it bills from here
     row_price: Dollars = 0.0  # per hour, in the last trusted answer; 0: not stated
+    least_row: Dollars = 0.0  # the least of these since they are dearer than agreed
     renamed: bool = False  # its label in the market is not the run's, or has another deadline
     seen_at: Seconds | None = None  # in a trusted answer
     status: Status = Status.CREATED
