@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 
 from vast.policy import Policy
-from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
+from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
 from vast.supervisor.clocks import corrected, jumped, missed_by_us, put_back
 from vast.supervisor.decide import decide, transfer_proceeds
@@ -155,13 +155,11 @@ class Supervisor:
         single = []
         if account is not None:
             single = [(one, self.cloud.instance(one)) for one in state.ids() if one not in listed]
-        host, addresses = None, () if machine is None else machine.addresses
-        found = listed.get(machine.id) if machine is not None else None
-        running = found is not None and found.status is Status.RUNNING
-        if machine is not None and machine.ran_at is None and isinstance(found, Instance):
-            addresses = found.addresses
-        if addresses and machine is not None and (machine.ran_at is not None or running):
-            host = self.shell.probe(addresses)
+        host = None
+        if machine is not None and machine.ran_at is not None:
+            host = self.shell.probe(machine.addresses) if machine.addresses else None
+        elif machine is not None and (found := listed.get(machine.id)) is not None and found.status is Status.RUNNING:
+            host = self.shell.probe(found.addresses) if found.addresses else None
         reached = host is not None and host.contact == "ok"
         gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
         # the market shows it as gone, and it answers over ssh

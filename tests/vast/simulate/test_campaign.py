@@ -17,7 +17,7 @@ from vast.simulate import campaign
 from vast.simulate.__main__ import main
 from vast.simulate.campaign import Summary
 from vast.simulate.faults import MODES, schedule
-from vast.simulate.losses import IN_REACH
+from vast.simulate.invariants import IN_REACH
 from vast.simulate.run import run
 from vast.supervisor import advance, decide
 from vast.supervisor.state import Phase
