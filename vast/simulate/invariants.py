@@ -21,14 +21,14 @@ HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 # Faults of a machine that justify a verdict about it.
 JUSTIFIED = {
     "vanished": "dead-man ends-soon reaped", "not-started": "created-stopped outbid", "outbid": "outbid",
-    "loading": "stuck-loading bad-image offline",  # offline before anybody saw it running
-    "ssh": "no-ssh wrong-host offline key-denied container-restart commands-hang dead-man",
-    "burn-in": "burn-in-fails burn-in-hangs commands-hang", "slow": "slow-gpu", "unguarded": "container-restart",
-    "host-lost": "no-ssh wrong-host offline outbid dead-man ends-soon", "away": "offline",
+    "loading": "stuck-loading bad-image offline made-anew",  # offline before anybody saw it running
+    "ssh": "no-ssh wrong-host offline key-denied container-restart commands-hang dead-man made-anew",
+    "burn-in": "burn-in-fails burn-in-hangs commands-hang", "slow": "slow-gpu", "unguarded": "container-restart made-anew",
+    "host-lost": "no-ssh wrong-host offline outbid dead-man ends-soon made-anew", "away": "offline made-anew",
     "gpu-fault": "gpu-fault", "image": "image", "host-fault": "host-fault created-stopped", "nan": "nan",
     "deterministic": "same-crash", "bug": "same-crash gpu-fault", "cuda-oom": "cuda-oom", "disk-full": "host-disk-full",
     "hang": "hang", "killed": "hang", "incomplete": "no-manifest", "contract-end": "ends-soon", "price": "dearer",
-    "restarted": "container-restart", "lost": "container-restart commands-hang",
+    "restarted": "container-restart made-anew", "lost": "container-restart commands-hang made-anew",
 }  # fmt: skip
 
 

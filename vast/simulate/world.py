@@ -246,7 +246,11 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif machine.is_offline(self.now) or self.active.keys() & {"delete-refused", "delete-404"}:
+        elif (
+            self.now < machine.ssh_at
+            or machine.is_offline(self.now)
+            or self.active.keys() & {"delete-refused", "delete-404"}
+        ):
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
@@ -256,7 +260,15 @@ class World:
             blind |= "no-ssh-here" in self.active or self.ended.get("no-ssh-here", -INF) > since
             # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
             blind |= machine.shown_at == INF and self.now - self.listed_at < ASKED
-            lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
+            lost_touch = {
+                "no-ssh",
+                "wrong-host",
+                "key-denied",
+                "offline",
+                "container-restart",
+                "commands-hang",
+                "made-anew",
+            }
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")

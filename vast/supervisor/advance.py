@@ -149,15 +149,21 @@ def _burned_in(state: RunState, action: Action, result: Result, policy: Policy) 
 
 
 def _pushed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    """One that fails before a restart counts as a start, whose number is bounded."""
+    machine = state.machine
+    assert machine is not None
     if result is True:
         return _on_machine(state, pushed=True)
+    state = _on_machine(state, starts=machine.starts + (state.restart is not None))
     return changed(state, look_at=max(state.look_at, _retry_at(action, policy.cadence.urgent)))
 
 
 def _started(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     machine = state.machine
     assert machine is not None
-    state = _on_machine(state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None)
+    state = _on_machine(
+        state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None, pushed=True
+    )
     if result is not True:
         return changed(state, look_at=_retry_at(action, policy.cadence.urgent))  # the next poll shows whether it runs
     state = _noted(state, action.t, f"job started: {action.why}")
@@ -231,6 +237,13 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
         used[reason] = used.get(reason, 0) + 1
         state = changed(state, retries=tuple(sorted(used.items())))
         if used[reason] <= policy.retries.of(reason):
+            if (
+                reason == "restarted"
+                and machine is not None
+                and machine.job is not None
+                and machine.job.phase == "absent"
+            ):
+                state = _on_machine(state, pushed=False)  # the container was made anew, and its disk is empty
             return _on_machine(changed(state, restart=reason, fetched=False, pull_next=0.0, look_at=t), stalled=0)
         again = rule.then
     over = again == "stop" or state.attempt >= policy.attempts

@@ -10,8 +10,10 @@ from vast.supervisor.schedule import may_show
 from vast.supervisor.signs import count_signs
 from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed, with_zero
 
-AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})
+AWAY = (
+    frozenset(Status) - STOPPED - {Status.RUNNING}
+)  # of a machine that ran: its host may make the container anew, or try to
 
 
 def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
@@ -169,7 +171,7 @@ def _instance(machine: Machine, found: Instance, t: float, label: str) -> Machin
         end=found.end,
         row_price=found.dollars_per_hour,
         renamed=found.label != label,
-        addresses=found.addresses,
+        addresses=found.addresses or machine.addresses,
         ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
         away_since=None if not away else t if machine.away_since is None else machine.away_since,
         stopped=machine.stopped + 1 if found.status in STOPPED and machine.reached_at != t else 0,

@@ -108,7 +108,7 @@ class Machine:
     end: Seconds | None = None
     addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
-    away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
+    away_since: Seconds | None = None  # it ran, and its status is neither running nor stopped
     stopped: int = 0  # polls in a row that showed it stopped or exited
     absent: int = 0  # authenticated answers, apart in time, without it
     absent_at: Seconds | None = None
@@ -124,7 +124,7 @@ class Machine:
     burn_in: BurnIn | None = None  # what it showed before its job
     burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
     burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
-    pushed: bool = False  # the local checkpoint was sent to it, or there was none
+    pushed: bool = False  # the local checkpoint was sent to it, or it has its own
     starts: int = 0
     started_boot: str = ""
     judged: int = 0  # attempts of the job, in the runner's count, whose end was evaluated

@@ -1,4 +1,4 @@
-"""2,000 seeds in 58 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
+"""2,000 seeds in 59 kinds of trouble, the earlier algorithm in the same worlds, a healthy day, and the command."""
 
 from __future__ import annotations
 

@@ -18,15 +18,15 @@ import vast.supervisor.signs as signs_module
 from tests.vast.fakes.states import policy_with
 from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, breaking, broken, schedules
 from vast.policy import Policy
-from vast.ports import Offer
-from vast.simulate.fake_shell import HANG
-from vast.simulate.faults import BESIDE, FIELD, LATER, TIME, Fault, quiet
+from vast.ports import Offer, Status
+from vast.simulate.fake_shell import HANG, FakeShell
+from vast.simulate.faults import ANEW, BESIDE, FIELD, LATER, TIME, Fault, quiet
 from vast.simulate.run import run
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
 
 
-@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE, *TIME))
+@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE, *TIME, *ANEW))
 def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     results = [run(made, POLICY) for made in schedules(mode)]
     assert [one.violations for one in results if one.violations] == []
@@ -121,6 +121,24 @@ def _search_works(self: Any, query: Any) -> Any:
 def test_mutation_one_odd_poll_is_enough(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _early(monkeypatch)
     assert broken(mode) == {"unknown"}
+
+
+def test_mutation_a_machine_that_loads_again_for_ever_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no address meanwhile, so no poll fails; and no switch, which ran in the container that is gone."""
+    monkeypatch.setattr(observe_module, "AWAY", observe_module.AWAY - {Status.LOADING})
+    assert broken("made-anew") == set()  # its last address does not answer
+    original = observe_module._instance
+    monkeypatch.setattr(
+        observe_module, "_instance",
+        lambda machine, found, *rest: changed(original(machine, found, *rest), addresses=found.addresses),
+    )  # fmt: skip
+    monkeypatch.setattr(FakeShell, "renew_lease", lambda *_: None)  # to no address
+    assert broken("made-anew") == {"stuck"}
+
+
+def test_mutation_a_disk_that_was_emptied_counts_as_having_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide_module, "_push", lambda *_: None)
+    assert broken("made-anew", times=(4000.0,)) == {"resume"}
 
 
 def test_mutation_a_taken_port_is_no_fault_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
