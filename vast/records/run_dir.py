@@ -216,9 +216,12 @@ def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, S
     Without the runs whose lock cannot be read: those of another user are as those of another machine.
     """
     found: dict[str, Supervision] = {}
-    for one in folders(runs_dir):
-        with suppress(RunStateError):
-            found[one.run_id] = _supervision(one, now, lately)
+    for folder in folders(runs_dir):
+        with suppress(UserError):
+            found[folder.run_id] = "alive" if folder.is_supervised() else "nobody"
+            last = None if found[folder.run_id] == "alive" else folder.last()
+            if last is not None and last.state.phase != "closed" and 0 <= now - last.stamp.wall < lately:
+                found[folder.run_id] = "lately"
     return found
 
 
@@ -231,13 +234,3 @@ def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
             if last is not None and last.plan.account == account is not None:
                 found.update(dict.fromkeys(last.state.ids(), Label(folder.run_id, last.state.deadline)))
     return found
-
-
-def _supervision(folder: Folder, now: Seconds, lately: Seconds) -> Supervision:
-    if folder.is_supervised():
-        return "alive"
-    with suppress(UserError):
-        last = folder.last()
-        if last is not None and last.state.phase != "closed" and 0 <= now - last.stamp.wall < lately:
-            return "lately"
-    return "nobody"

@@ -29,7 +29,7 @@ from vast.supervisor.journal import FileJournal, MemoryJournal, Superseded, reco
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.schedule import ALERTS
-from vast.supervisor.state import Observation, Plan, RunState
+from vast.supervisor.state import Observation, Plan, RunState, left
 
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
@@ -144,7 +144,7 @@ class Session:
     def _contract(self, label: str, offer: Offer) -> Contract:
         assert self.supervisor is not None
         plan, bounds = self.supervisor.plan, self.policy.watchdog
-        dollars, seconds = self.supervisor.left()
+        dollars, seconds = left(self.supervisor.state, self.supervisor.run_clock.t())
         switch = Switch(
             run_id=plan.run_id,
             nonce=self.folder.nonce(),

@@ -196,7 +196,7 @@ class FakeCloud:
         up = now >= machine.running_at
         addresses = _addresses(machine.id) if up else ()
         end = None if machine.end is None else WALL + machine.end
-        price = machine.price if machine.priced else 0.0
+        price = 0.0 if "no-price" in machine.truth else machine.price
         if "odd-row" in self.world.active and machine in self.world.ours:
             self.world.on("odd-row")
             end, price = WALL + now + 60, 100 * machine.price

@@ -33,7 +33,6 @@ class SimulatedJob:
 class SimulatedMachine:
     """A rented machine. `truth` holds the names of its faults."""
 
-    number: int
     id: int
     machine_id: int
     label: str
@@ -60,7 +59,6 @@ class SimulatedMachine:
     partial: list[tuple[float, float]] = field(default_factory=list)
     truth: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
-    priced: bool = True  # whether the market states its price
     hangs_until: float = -INF  # commands
     renews: bool = True  # while commands hang
     slow: float = 0.0  # seconds more for each pull

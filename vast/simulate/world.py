@@ -177,8 +177,8 @@ class World:
     # ---- machines --------------------------------------------------------------------------------------------------------
 
     def _machine(self, machine_id: int, label: str, born: float) -> SimulatedMachine:
-        number, ident, price = len(self.ours) + 1, 100 + len(self.machines), self.schedule.price
-        machine = SimulatedMachine(number, ident, machine_id, label, price, born, visible_at=born)
+        ident = 100 + len(self.machines)
+        machine = SimulatedMachine(ident, machine_id, label, self.schedule.price, born, visible_at=born)
         self.machines[ident] = machine
         return machine
 
@@ -192,11 +192,11 @@ class World:
         self.ours.append(machine)
         machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140))
         machine.visible_at += 200 + 1200 * variant if mode == "late-create" else 0.0
-        machine.faults = self.schedule.machines.get(machine.number, [])
+        machine.faults = self.schedule.machines.get(len(self.ours), [])
         self.say(f"machine {machine.id} exists")
         if machine.fault("no-price") is not None:
             self.hit(machine, "no-price")
-            machine.priced, machine.price = False, self.schedule.price
+            machine.price = self.schedule.price
         slow, bad = machine.fault("slow-gpu"), machine.fault("bad-image")
         machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if mode == "offer-sold-twice":

@@ -7,25 +7,13 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 
 from vast.policy import Policy
-from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Offer, Seconds, Shell, Status, label_text
+from vast.ports import GONE, Clock, Cloud, Contract, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
 from vast.supervisor.clocks import corrected, jumped, missed_by_us, put_back
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import (
-    Action,
-    Do,
-    Observation,
-    Phase,
-    Plan,
-    Result,
-    RunState,
-    begin,
-    changed,
-    spent,
-    with_zero,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, with_zero
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
@@ -232,8 +220,3 @@ class Supervisor:
     @property
     def label(self) -> str:
         return label_text(self.state.run_id, self.state.deadline)
-
-    def left(self) -> tuple[Dollars, Seconds]:
-        """Of both caps, for the dead-man's switch of the next machine."""
-        t = self.run_clock.t()
-        return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)

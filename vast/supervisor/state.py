@@ -266,6 +266,11 @@ def burn(state: RunState) -> Dollars:
     return sum((part.price for part in _billing(state)), 0.0)
 
 
+def left(state: RunState, t: Seconds) -> tuple[Dollars, Seconds]:
+    """Of both caps, for the dead-man's switch of the next machine."""
+    return max(0.0, state.cap_dollars - spent(state, t)), max(0.0, state.cap_seconds - t)
+
+
 def _billing(state: RunState) -> Iterator[Machine | Intent | PendingDestroy]:
     return (part for part in (state.machine, state.intent, *state.doomed) if part is not None)
 
