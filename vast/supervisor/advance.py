@@ -10,20 +10,9 @@ from vast.policy import Policy
 from vast.ports import BurnIn, CreateResult, Pulled, hourly
 from vast.supervisor import reasons
 from vast.supervisor.decide import MACHINE_LOST
-from vast.supervisor.observe import observe
+from vast.supervisor.observe import adopted, observe
 from vast.supervisor.schedule import UNFINISHED, alerts, interval, pause_before
-from vast.supervisor.state import (
-    Action,
-    Do,
-    Intent,
-    Machine,
-    Observation,
-    PendingDestroy,
-    Phase,
-    Result,
-    RunState,
-    changed,
-)
+from vast.supervisor.state import Action, Do, Intent, Observation, PendingDestroy, Phase, Result, RunState, changed
 
 
 def advance(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -80,11 +69,11 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
     if answer is result and outcome != "offer-gone":
         state = changed(state, refusal="" if outcome == "created" else answer.message)
     price = hourly(offer, state.bid)
+    intent = Intent(offer.id, offer.machine_id, price, action.t, action.t, up_cost=offer.up_cost)
     if made is not None and outcome == "created":
-        machine = Machine(made, offer.machine_id, price, action.t, up_cost=offer.up_cost)
-        return _noted(changed(state, machine=machine), action.t, f"rented {made} on machine {offer.machine_id}")
+        state = changed(state, machine=adopted(intent, made, offer.machine_id))
+        return _noted(state, action.t, f"rented {made} on machine {offer.machine_id}")
     if outcome in ("unclear", "created"):
-        intent = Intent(offer.id, offer.machine_id, price, action.t, action.t, up_cost=offer.up_cost)
         state = changed(state, intent=intent, unclear_at=action.t, unclear_price=price)
         return _noted(state, action.t, "create: unclear, reconciling")
     if made is not None:  # the machine exists and bills, although the create was refused

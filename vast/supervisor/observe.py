@@ -78,7 +78,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     strays = sorted(listed.keys() - own)
     if intent is not None:
         if strays and state.phase is Phase.PROVISIONING:
-            machine, intent = _adopted(listed[strays.pop(0)], intent), None
+            found = listed[strays.pop(0)]
+            machine, intent = adopted(intent, found.id, found.machine_id), None
         elif strays:
             intent = None
         elif obs.instances is not None:
@@ -154,9 +155,9 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
     return 2 * intent.price * min(t - intent.since, longest) / 3600
 
 
-def _adopted(found: Instance, intent: Intent) -> Machine:
+def adopted(intent: Intent, ident: int, machine_id: int) -> Machine:
     """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
-    return Machine(found.id, found.machine_id, intent.price, intent.since, up_cost=intent.up_cost)
+    return Machine(ident, machine_id, intent.price, intent.since, up_cost=intent.up_cost)
 
 
 def _instance(machine: Machine, found: Instance, t: float, label: str) -> Machine:

@@ -154,11 +154,8 @@ def test_mutation_the_price_is_not_compared_before_the_start(monkeypatch: pytest
 
 
 def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = observe_module._adopted
-    monkeypatch.setattr(
-        observe_module, "_adopted",
-        lambda found, intent: changed(original(found, intent), price=found.dollars_per_hour),
-    )  # fmt: skip
+    original = observe_module.adopted
+    monkeypatch.setattr(observe_module, "adopted", lambda *args: changed(original(*args), price=0.0))
     lost = {"creates": {1: Fault("create-ambiguous", 0.0, 0.0, 0.5)}, "cap_dollars": 1.0, "cap_seconds": 3e4}
     assert broken("no-price", **lost) == {"spend"}
 
