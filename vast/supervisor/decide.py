@@ -13,29 +13,10 @@ from collections.abc import Callable
 from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
-from vast.supervisor.machine_rules import (
-    forced,
-    in_touch,
-    key_lost,
-    machine_trouble,
-    relabel,
-    time_is_doubtful,
-    verdict,
-)
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, time_in_doubt, verdict
 from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import (
-    Action,
-    Do,
-    Machine,
-    Observation,
-    Phase,
-    RunState,
-    burn,
-    changed,
-    kept_for_the_end,
-    spent,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"
@@ -121,12 +102,15 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
         if machine.burn_in_lost >= policy.burn_in.tries:
             return verdict(obs, "burn-in")
         return Action(Do.BURN_IN, obs.t) if obs.t >= machine.burn_in_next else None
-    return _push(obs, state, machine) or Action(Do.START, obs.t, "first")
+    return _push(obs, state) or Action(Do.START, obs.t, "first")
 
 
-def _push(obs: Observation, state: RunState, machine: Machine) -> Action | None:
+def _push(obs: Observation, state: RunState) -> Action | None:
     """The local checkpoint, to a machine that has none: a new one, or one whose container was made anew."""
-    return None if machine.pushed or state.home is None else Action(Do.PUSH, obs.t, state.home)
+    machine = state.machine
+    if machine is None or machine.pushed or state.home is None:
+        return None
+    return Action(Do.PUSH, obs.t, state.home)
 
 
 def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
@@ -179,7 +163,7 @@ def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | N
         return verdict(obs, "hang") if obs.t - machine.stop_at >= policy.deadlines.stop else None
     if state.restart == "disk-full" and not state.fetched and state.pull_failures < 3 and not state.no_room_here:
         return Action(Do.PULL, obs.t) if obs.t >= state.pull_next else None
-    return _push(obs, state, machine) or Action(Do.START, obs.t, state.restart)
+    return _push(obs, state) or Action(Do.START, obs.t, state.restart)
 
 
 def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -234,7 +218,7 @@ def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy, pu
 
 
 def _cap(t: float, state: RunState) -> str | None:
-    if time_is_doubtful(state):
+    if time_in_doubt(state):
         return None
     if spent(state, t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
         return "the budget is used up"

@@ -16,7 +16,7 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
-    if time_is_doubtful(state):
+    if time_in_doubt(state):
         return None
     if obs.t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
@@ -28,7 +28,7 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     return None
 
 
-def time_is_doubtful(state: RunState) -> bool:
+def time_in_doubt(state: RunState) -> bool:
     """Whether the time since a reboot is that of our wall clock, which may be days ahead, and the market has not answered
     yet, whose clock decides. No cap is judged by it: meanwhile the machine's own switch keeps them."""
     return state.before_reboot is not None and state.refused_since is not None

@@ -64,7 +64,7 @@ def test_mutation_a_wall_clock_that_is_ahead_over_a_reboot_ends_no_run(monkeypat
 @pytest.mark.parametrize(
     ("asked_at", "result", "name", "broken"),
     [
-        (INF, "done", "machine_rules.time_is_doubtful", {"unknown"}),
+        (INF, "done", "machine_rules.time_in_doubt", {"unknown"}),
         (5000.0, "asked", "loop.put_back", {"deadline"}),
     ],
 )
