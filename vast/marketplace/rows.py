@@ -102,15 +102,11 @@ def price(one: Offer, interruptible: bool) -> float | None:
     return one.min_bid if interruptible else one.dollars_per_hour
 
 
-def total(one: Offer, query: OfferQuery) -> float:
-    """Dollars for the expected work on an offer, for loading the image, and for that traffic."""
-    hours = query.work_hours + loading_hours(one, query.down_gb)
-    return (price(one, query.interruptible) or 0.0) * hours + one.traffic
-
-
 def rank(one: Offer, query: OfferQuery) -> float:
-    """The sort key, cheapest first: dollars for the expected work, or for an hour where that is not known."""
-    return total(one, query) if query.work_hours else price(one, query.interruptible) or 0.0
+    """The sort key, cheapest first: dollars for the expected work, for loading the image and for that traffic; or for an hour
+    where the work is not known."""
+    cost = price(one, query.interruptible) or 0.0
+    return cost * (query.work_hours + loading_hours(one, query.down_gb)) + one.traffic if query.work_hours else cost
 
 
 def loading_hours(one: Offer, gb: float) -> float:

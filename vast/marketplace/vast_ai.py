@@ -78,10 +78,7 @@ class VastAI(Client):
             if token is not None:
                 query["after_token"] = token
             answer = self.call("show", "GET", "/api/v1/instances/", query=query)
-            if answer is None or not answer.ok or answer.body.get("success") is False:
-                self._explain("list", answer)
-                return None
-            page, total, token = (answer.body.get(name) for name in ("instances", "total_instances", "next_token"))
+            page, total, token = map(_body(answer).get, ("instances", "total_instances", "next_token"))
             if not isinstance(page, list) or not (token is None or (isinstance(token, str) and token not in seen)):
                 self._explain("list", answer)
                 return None
@@ -107,7 +104,7 @@ class VastAI(Client):
 
     def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         answer = self._of_one("show", "GET", instance_id, query={"owner": "me"})
-        if answer is None or not answer.ok or answer.body.get("success") is False or "instances" not in answer.body:
+        if answer is None or "instances" not in _body(answer):
             self._explain("show", answer)
             return None
         row = answer.body["instances"]
@@ -166,18 +163,16 @@ class VastAI(Client):
 
     def account(self) -> ports.Account | None:
         answer = self.call("show", "GET", "/api/v0/users/current")
-        if answer is None or not answer.ok or answer.body.get("success") is False:
-            self._explain("account", answer)
-            return None
+        body = _body(answer)
         try:
-            ident = rows.identifier(answer.body.get("id"))
+            ident = rows.identifier(body.get("id"))
         except rows.OddRow:
             ident = None
-        at = None if answer.skew is None else self._clock.now() + answer.skew
-        if "credit" in answer.body and answer.body["credit"] is None:
+        at = None if answer is None or answer.skew is None else self._clock.now() + answer.skew
+        if "credit" in body and body["credit"] is None:
             return ports.Account(None, ident, at)  # not stated; the balance is not it
         for name in ("credit", "balance"):
-            value = answer.body.get(name)
+            value = body.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e12:
                 return ports.Account(float(value), ident, at)  # may be negative: what is owed
         self._explain("account", answer)
@@ -202,3 +197,8 @@ class VastAI(Client):
         """Log why an answer is not usable; where there was no answer, the client has done it."""
         if answer is not None and answer.ok:
             self.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")
+
+
+def _body(answer: Answer | None) -> dict[str, object]:
+    """Empty without an answer, and for one that is no success."""
+    return {} if answer is None or not answer.ok or answer.body.get("success") is False else answer.body

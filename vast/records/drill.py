@@ -86,9 +86,8 @@ def _machine(drill: Drill) -> Iterator[Row]:
     yield _row("status words", ", ".join(status.value for status in Status), shown, WORDS.issuperset(words), bool(rows))
     creates = drill.of("create")
     seen = f"calls: {len(creates)}, machines: {len({row['id'] for _, row in rows})}"
-    yield _row(
-        "create", "one machine by one call", seen, len(creates) == 1 == len(drill.report.attempts), bool(creates)
-    )
+    single = len(creates) == 1 == len(drill.report.attempts)
+    yield _row("create", "one machine by one call", seen, single, bool(creates))
     made = {one["id"]: one["t"] for one in creates if one["success"] is True}
     first = [min(t for t, row in rows if row["id"] == ident) - at for ident, at in made.items()
              if any(row["id"] == ident for _, row in rows)]  # fmt: skip
@@ -167,11 +166,10 @@ def _absence(drill: Drill, accepted: Call) -> Row:
     after = [one for one in drill.of("list", "show") if one["t"] >= accepted["t"] and (one["status"] or 0) < 500]
     still = [one["t"] - accepted["t"] for one in after if any(row["id"] == accepted["id"] for row in one["rows"])]
     statuses = {f"{one['call']} {one['status']}" for one in after if not one["rows"]}
-    seen = (
-        f"{len(after)} answers, the last with it after {max(still, default=0.0):.0f} s; {', '.join(sorted(statuses))}"
-    )
-    good = max(still, default=0.0) < spacing
-    return _row("listings after it", f"without it, at the latest after {spacing:.0f} s", seen, good, bool(after))
+    last = max(still, default=0.0)
+    seen = f"{len(after)} answers, the last with it after {last:.0f} s; {', '.join(sorted(statuses))}"
+    assumed = f"without it, at the latest after {spacing:.0f} s"
+    return _row("listings after it", assumed, seen, last < spacing, bool(after))
 
 
 def _within(what: str, limit: Seconds, seen: Seconds | None) -> Row:

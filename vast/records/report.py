@@ -105,14 +105,10 @@ def _credit_used(records: Sequence[Last]) -> float | None:
 
 def _attempts(records: Sequence[Last]) -> tuple[Attempt, ...]:
     found: dict[int, Attempt] = {}
-    for one in records:
-        state, t = one.state, one.stamp.t
+    for state, t in ((record.state, record.stamp.t) for record in records):
         if state.machine is not None:
-            machine = state.machine
-            hours = (t - machine.since) / 3600
-            found[machine.id] = Attempt(
-                state.attempt, machine.id, machine.machine_id, machine.price, hours, machine.starts
-            )
+            one, hours = state.machine, (t - state.machine.since) / 3600
+            found[one.id] = Attempt(state.attempt, one.id, one.machine_id, one.price, hours, one.starts)
         for doomed in state.doomed:
             known = found.get(doomed.id) or Attempt(state.attempt, doomed.id, 0, doomed.price, 0.0, 0)
             found[doomed.id] = replace(known, hours=(t - doomed.since) / 3600, end=doomed.reason)
@@ -160,21 +156,14 @@ def text(run: RunReport) -> str:
         lines.append(f"| hours of work, by the burn-in | {run.corrected_hours:.2f} | |")
     lines.append(f"| dollars | {_known(run.estimate_dollars)} | {run.dollars:.2f} |")
     lines.append(f"| credit of the account, for all its machines | | {_known(run.credit_used)} |")
-    lines += ["", "## Attempts", ""]
-    if run.attempts:
-        lines += [
-            "| attempt | instance | machine | $/h | hours | starts | end |",
-            "|---:|---:|---:|---:|---:|---:|---|",
-        ]
-        lines += [
-            f"| {one.number} | {one.instance} | {one.machine} | {one.price:.3f} | {one.hours:.2f} | {one.starts} | {one.end} |"
-            for one in run.attempts
-        ]
-    else:
-        lines.append("No machine was rented.")
+    head = ["| attempt | instance | machine | $/h | hours | starts | end |", "|---:|---:|---:|---:|---:|---:|---|"]
+    lines += ["", "## Attempts", "", *(head if run.attempts else ["No machine was rented."])]
+    for one in run.attempts:
+        numbers = f"{one.price:.3f} | {one.hours:.2f} | {one.starts}"
+        lines.append(f"| {one.number} | {one.instance} | {one.machine} | {numbers} | {one.end} |")
     if run.burn_ins:
         lines += ["", "## Burn-in", "", "| instance | machine | |", "|---:|---:|---|"]
-        lines += [f"| {one.instance} | {one.machine} | {burn_in_words(one.found)} |" for one in run.burn_ins]
+        lines += [f"| {tried.instance} | {tried.machine} | {burn_in_words(tried.found)} |" for tried in run.burn_ins]
     lines += ["", "## Fixes", ""]
     lines += [f"- {fix}" for fix in run.fixes] + [f"- {why}: started again {n} x" for why, n in run.retries.items()]
     if lines[-1] == "":

@@ -76,10 +76,9 @@ class Folder:
     def request(self) -> RunRequest:
         with self._remedied():
             fields: dict[str, Any] = read_json(self.path / "request.json")
+            lists = {key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}
             try:
-                return RunRequest(
-                    **{**fields, **{key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}}
-                )
+                return RunRequest(**{**fields, **lists})
             except TypeError:
                 raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
 
@@ -184,19 +183,19 @@ def folders(runs_dir: Path) -> list[Folder]:
 def find(runs_dir: Path, run_id: str | None) -> Folder:
     """The run of that name; without a name the only open one. Raises RunStateError."""
     there = folders(runs_dir)
-    names = [one.run_id for one in there]
     see = "see: python -m vast status"
     if run_id is not None:
         run_id = run_id.rstrip("/").removeprefix(f"{runs_dir}/").removeprefix(f"{VAST}/")
-        if run_id not in names:
-            raise RunStateError(runs_dir / VAST / run_id, "no such run", see)
-        return there[names.index(run_id)]
+        for one in there:
+            if one.run_id == run_id:
+                return one
+        raise RunStateError(runs_dir / VAST / run_id, "no such run", see)
     open_ = [one for one in there if is_open(one)]
-    if len(open_) != 1:
-        names = [one.run_id for one in open_]
-        if not open_:
-            raise RunStateError(runs_dir / VAST, "no run is open", see)
-        raise RunStateError(runs_dir / VAST, f"{len(open_)} runs are open: {', '.join(names)}", "name one; " + see)
+    if not open_:
+        raise RunStateError(runs_dir / VAST, "no run is open", see)
+    if len(open_) > 1:
+        names = ", ".join(one.run_id for one in open_)
+        raise RunStateError(runs_dir / VAST, f"{len(open_)} runs are open: {names}", "name one; " + see)
     return open_[0]
 
 
@@ -217,9 +216,12 @@ def supervision(runs_dir: Path, now: Seconds, lately: Seconds) -> Mapping[str, S
     Without the runs whose lock cannot be read: those of another user are as those of another machine.
     """
     found: dict[str, Supervision] = {}
-    for one in folders(runs_dir):
-        with suppress(RunStateError):
-            found[one.run_id] = _supervision(one, now, lately)
+    for folder in folders(runs_dir):
+        with suppress(UserError):
+            found[folder.run_id] = "alive" if folder.is_supervised() else "nobody"
+            last = None if found[folder.run_id] == "alive" else folder.last()
+            if last is not None and last.state.phase != "closed" and 0 <= now - last.stamp.wall < lately:
+                found[folder.run_id] = "lately"
     return found
 
 
@@ -232,13 +234,3 @@ def known_machines(runs_dir: Path, account: int | None) -> Mapping[int, Label]:
             if last is not None and last.plan.account == account is not None:
                 found.update(dict.fromkeys(last.state.ids(), Label(folder.run_id, last.state.deadline)))
     return found
-
-
-def _supervision(folder: Folder, now: Seconds, lately: Seconds) -> Supervision:
-    if folder.is_supervised():
-        return "alive"
-    with suppress(UserError):
-        last = folder.last()
-        if last is not None and last.state.phase != "closed" and 0 <= now - last.stamp.wall < lately:
-            return "lately"
-    return "nobody"

@@ -24,18 +24,14 @@ class Needs:
 
         self.min_cuda = read(f"{NEEDS}cuda")[-1]  # the driver must run this version
         self.min_driver = int(read(f"{NEEDS}driver")[-1])  # major version
-        self.compute_caps = tuple(
-            round(cap * 100) for cap in read(f"{NEEDS}compute-capabilities") if cap
-        )  # 890 for 8.9
+        self.compute_caps = tuple(round(cap * 100) for cap in read(f"{NEEDS}compute-capabilities") if cap)
         self.cpu_arch = labels.get(f"{NEEDS}cpu", "").strip()  # amd64
         self.compat_cuda = read(f"{COMPAT}cuda")[-1]  # enough on a data center GPU; 0: the same as `min_cuda`
         self.compat_driver = int(read(f"{COMPAT}driver")[-1])
 
     def __str__(self) -> str:
         caps = " ".join(f"{cap / 100:.1f}" for cap in self.compute_caps)
-        parts = [f"CUDA {self.min_cuda:.1f}" if self.min_cuda else ""]
-        parts.append(f"driver {self.min_driver}" if self.min_driver else "")
-        if self.compat_cuda:
-            parts.append(f"or CUDA {self.compat_cuda:.1f} and driver {self.compat_driver} with a data center GPU")
-        parts.append(f"compute capability {caps}" if caps else "")
-        return ", ".join(part for part in (*parts, self.cpu_arch) if part) or "nothing in particular"
+        compat = f"or CUDA {self.compat_cuda:.1f} and driver {self.compat_driver} with a data center GPU"
+        known = {f"CUDA {self.min_cuda:.1f}": self.min_cuda, f"driver {self.min_driver}": self.min_driver,
+                 compat: self.compat_cuda, f"compute capability {caps}": caps, self.cpu_arch: self.cpu_arch}  # fmt: skip
+        return ", ".join(part for part, is_set in known.items() if is_set) or "nothing in particular"

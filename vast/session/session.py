@@ -22,14 +22,14 @@ from vast.rental.onstart import Switch, onstart
 from vast.secrets import Redactor, Secret
 from vast.session import notify
 from vast.session.clock import WakingClock
-from vast.session.guards import RedactedShell, guarded
+from vast.session.guards import AccountGuard, RedactedShell
 from vast.session.notify import Notifier
 from vast.session.view import View, line_of, warnings_shown
 from vast.supervisor.journal import FileJournal, MemoryJournal, Superseded, records
 from vast.supervisor.loop import CLOSED, Supervisor
 from vast.supervisor.reasons import REASONS, SUCCESS
 from vast.supervisor.schedule import ALERTS
-from vast.supervisor.state import Observation, Plan, RunState
+from vast.supervisor.state import Observation, Plan, RunState, left
 
 ABOUT_CONTACT = frozenset({"unreachable", "key-denied", "ssh", "host-lost", "away"})
 
@@ -67,7 +67,7 @@ class Session:
                 raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
             cloud = self.cloud
             if chosen.account is not None:
-                cloud = guarded(cloud, chosen.account, self.folder)
+                cloud = cast(Cloud, AccountGuard(cloud, chosen.account, self.folder))
             make = partial(
                 Supervisor, chosen, self.policy, cloud, cast(Shell, RedactedShell(self.shell, self.redact)),
                 WakingClock(self.clock, self._asked, self._serve_pull),
@@ -144,7 +144,7 @@ class Session:
     def _contract(self, label: str, offer: Offer) -> Contract:
         assert self.supervisor is not None
         plan, bounds = self.supervisor.plan, self.policy.watchdog
-        dollars, seconds = self.supervisor.left()
+        dollars, seconds = left(self.supervisor.state, self.supervisor.run_clock.t())
         switch = Switch(
             run_id=plan.run_id,
             nonce=self.folder.nonce(),

@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Self
+from typing import Any, Self
 
 EXIT_INTERRUPTED = 130  # the shell's number for SIGINT
 
@@ -38,10 +38,8 @@ class Signals:
 
     @contextmanager
     def installed(self) -> Iterator[Self]:
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        signal.signal(signal.SIGINT, self)
-        signal.signal(signal.SIGTERM, self)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        handlers: dict[int, Any] = {signal.SIGINT: self, signal.SIGTERM: self, signal.SIGHUP: signal.SIG_IGN}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield self
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 from vast import policy as policies
 from vast.policy import Policy
 from vast.simulate.faults import quiet, schedule
-from vast.simulate.losses import IN_REACH
+from vast.simulate.invariants import IN_REACH
 from vast.simulate.run import SeedOutcome, run
 from vast.supervisor.reasons import SUCCESS
 

@@ -116,7 +116,12 @@ class FakeShell:
         if self.world.burns_in and machine.job is None and (machine.unfit or not machine.burn_ins):
             self.world.violate("burn-in", f"job started on {machine.id} without a burn-in, or after one that failed")
         if machine.job is None or machine.job.ended is not None:
-            self.world.start_job(machine, int(home.removeprefix("checkpoint-")) if home else 0)
+            at_home = int(home.removeprefix("checkpoint-")) if home else 0
+            if machine.saved < at_home:
+                self.world.violate(
+                    "resume", f"job started on {machine.id} at step {machine.saved}, and {home} is at home"
+                )
+            self.world.start_job(machine, at_home)
         return True
 
     def push(self, addresses: Addresses, proceed: Proceed = always) -> bool | None:

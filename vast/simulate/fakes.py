@@ -3,20 +3,7 @@
 from collections.abc import Callable
 from functools import lru_cache
 
-from vast.ports import (
-    GONE,
-    Account,
-    Address,
-    Addresses,
-    Contract,
-    CreateResult,
-    Destroyed,
-    Gone,
-    Instance,
-    Offer,
-    OfferQuery,
-    parse_label,
-)
+from vast import ports
 from vast.simulate.invariants import DRIFT
 from vast.simulate.machines import SimulatedMachine
 from vast.simulate.world import SCOPE, WALL, World
@@ -26,8 +13,8 @@ SLOWEST = 130.0  # seconds of a call, with its two repeats
 
 
 @lru_cache(maxsize=256)
-def _addresses(machine_id: int) -> Addresses:
-    return Address(f"direct{machine_id}", 22), Address(f"proxy{machine_id}", 22)
+def _addresses(machine_id: int) -> ports.Addresses:
+    return ports.Address(f"direct{machine_id}", 22), ports.Address(f"proxy{machine_id}", 22)
 
 
 class FakeClock:
@@ -75,33 +62,35 @@ class FakeCloud:
         self.world.violate("foreign", f"{what} {instance_id}, which is not ours")
         return None
 
-    def search(self, query: OfferQuery) -> tuple[Offer, ...] | None:
+    def search(self, query: ports.OfferQuery) -> tuple[ports.Offer, ...] | None:
         world, price = self.world, self.world.schedule.price
         if not self._call("search") or world.active.keys() & {"key-refused", "market-hidden"}:
             return None
         bid = price / 2 if query.interruptible else None
         price = 2.5 * price if query.interruptible else price
         return tuple(
-            Offer(10 * n + world.calls["search"] % 10, n, "A100", 1, 80.0, price, bid, 0.99, 900.0, 900.0, 500.0, 8)
+            ports.Offer(
+                10 * n + world.calls["search"] % 10, n, "A100", 1, 80.0, price, bid, 0.99, 900.0, 900.0, 500.0, 8
+            )
             for n in range(1, MARKET + 1)
             if n not in query.banned_machines
         )
 
-    def create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         at, answer = self.world.now, self._create(offer_id, contract)
         if answer.outcome == "unclear":
             self.world.unclear.append(at)
         return answer
 
-    def _create(self, offer_id: int, contract: Contract) -> CreateResult:
+    def _create(self, offer_id: int, contract: ports.Contract) -> ports.CreateResult:
         world = self.world
         world.act("create")
         if not self._call("create", 4.0):
-            return CreateResult("unclear")
+            return ports.CreateResult("unclear")
         hidden = world.active.get("market-hidden") or world.active.get("list-retired")
         if hidden is not None and world.now - max(hidden.at, 0.0) > 300:
             world.violate("blind", "a machine is rented while the market hides what there is")
-        label, end = parse_label(contract.label), WALL + world.begun + world.schedule.cap_seconds
+        label, end = ports.parse_label(contract.label), WALL + world.begun + world.schedule.cap_seconds
         late = 0.0 if label is None else label.deadline - end
         by_service = "service-clock" not in world.happened  # or by its wrong clock: corrected later
         if label is None or (by_service and not -DRIFT < late < DRIFT + world.unsupervised()):
@@ -114,49 +103,46 @@ class FakeCloud:
         if mode == "crash-after-create":
             world.crash_next = True
         if world.on("key-refused"):
-            return CreateResult("refused")
+            return ports.CreateResult("refused")
         if world.on("delete-refused"):  # the API answers 5xx
             if world.rng.random() < 0.5:
                 world.rent(machine, contract.label)
-            return CreateResult("unclear")
+            return ports.CreateResult("unclear")
         if world.now >= world.credit_ends:
-            return CreateResult("no-credit")
+            return ports.CreateResult("no-credit")
         world.happened[mode] += mode not in ("", "crash-after-create")
         if mode == "create-ambiguous":
             number = int(variant * 3)
             world.say(f"create: the answer is lost, {number} machines were made")
             for _ in range(number):
                 world.rent(machine, contract.label)
-            return CreateResult("unclear")
+            return ports.CreateResult("unclear")
         if world.refused_for_good:
             world.violate("refused", "another create after one that was refused for good")
         if mode == "scoped-key":
-            return CreateResult("refused", None, SCOPE, lasting=True)
+            return ports.CreateResult("refused", None, SCOPE, lasting=True)
         if mode == "offer-gone":
             world.say("create: the offer is gone")
-            return CreateResult("offer-gone")
+            return ports.CreateResult("offer-gone")
         made = world.rent(machine, contract.label, mode, variant)
         if mode == "created-stopped":
-            return CreateResult("refused", made.id, "error")
-        return CreateResult("unclear") if mode == "late-create" else CreateResult("created", made.id)
+            return ports.CreateResult("refused", made.id, "error")
+        return ports.CreateResult("unclear") if mode == "late-create" else ports.CreateResult("created", made.id)
 
-    def account(self) -> Account | None:
+    def account(self) -> ports.Account | None:
         world = self.world
         if not self._call("account") or world.on("key-refused"):
             return None
         hours_left = 0.0 if world.on("odd-account") else (world.credit_ends - world.now) / 3600
         at = WALL + world.now + world.service_shift()
-        return Account(min(200.0, max(0.0, world.schedule.price * hours_left)), at=at)
+        return ports.Account(min(200.0, max(0.0, world.schedule.price * hours_left)), at=at)
 
-    def instances(self) -> tuple[Instance, ...] | None:
+    def instances(self) -> tuple[ports.Instance, ...] | None:
         world = self.world
         world.listed_at = world.now
-        if (
-            not self._call("list")
-            or "key-refused" in world.active
-            or world.on("market-hidden")
-            or world.on("list-retired")
-        ):
+        if not self._call("list") or "key-refused" in world.active:
+            return None
+        if world.on("market-hidden") or world.on("list-retired"):
             return None
         if world.on("stale-replica"):
             return self._answered(())
@@ -179,46 +165,46 @@ class FakeCloud:
         if "delete-lingers" not in machine.truth:
             self.world.hit(machine, "delete-lingers")
 
-    def _answered(self, found: tuple[Instance, ...]) -> tuple[Instance, ...]:
+    def _answered(self, found: tuple[ports.Instance, ...]) -> tuple[ports.Instance, ...]:
         """Record the listings that can prove absence."""
         world = self.world
-        labels = (parse_label(one.label) for one in found)
+        labels = (ports.parse_label(one.label) for one in found)
         if any(label is not None and label.run_id == "run" for label in labels):
             world.absence_answers.clear()
         else:
             world.absence_answers.append(world.now)
         return found
 
-    def instance(self, instance_id: int) -> Instance | Gone | None:
+    def instance(self, instance_id: int) -> ports.Instance | ports.Gone | None:
         world = self.world
         if not self._call("show"):
             return None
         if "key-refused" in world.active:
-            return GONE  # a careless client takes a 404 with auth_error for gone; the account call still fails
+            return ports.GONE  # a careless client takes a 404 with auth_error for gone; the account call still fails
         retired = world.active.get("list-retired")
         if world.on("market-hidden") or (retired is not None and retired.variant < 0.5):
             return None
         if world.on("stale-replica"):
-            return GONE
+            return ports.GONE
         machine = world.machines.get(instance_id)
         there = machine is not None and (machine.dead_at is None or world.now < machine.dead_at + machine.lingers)
-        return self._instance(machine) if machine is not None and there else GONE
+        return self._instance(machine) if machine is not None and there else ports.GONE
 
-    def _instance(self, machine: SimulatedMachine) -> Instance:
+    def _instance(self, machine: SimulatedMachine) -> ports.Instance:
         now = self.world.now
         self.world.show(machine)
         up = now >= machine.running_at
         addresses = _addresses(machine.id) if up else ()
         end = None if machine.end is None else WALL + machine.end
-        price = machine.price if machine.priced else 0.0
+        price = 0.0 if "no-price" in machine.truth else machine.price
         if "odd-row" in self.world.active and machine in self.world.ours:
             self.world.on("odd-row")
             end, price = WALL + now + 60, 100 * machine.price
         status = self.world.status(machine)
-        return Instance(machine.id, machine.label, machine.machine_id, status, machine.message, price, end, addresses,
+        return ports.Instance(machine.id, machine.label, machine.machine_id, status, machine.message, price, end, addresses,
                         start=WALL + machine.born)  # fmt: skip
 
-    def destroy(self, instance_id: int) -> Destroyed:
+    def destroy(self, instance_id: int) -> ports.Destroyed:
         world = self.world
         machine = self._ours("destroy", instance_id)
         if machine is None:

@@ -23,7 +23,9 @@ BESIDE = ("bucket-unreachable", "no-ssh-here")
 TIME = ("paused", "slow-answers")
 # the market's clock is wrong by up to 60 hours, in every answer of a while
 CLOCK = ("service-clock",)
-MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE, *TIME, *CLOCK), 1)}
+# the host makes a container anew, after its own reboot or an update of its docker: the disk is empty, if it comes back at all
+ANEW = ("made-anew",)
+MODES = {mode: number for number, mode in enumerate((*FIRST, *FIELD, *LATER, *BESIDE, *TIME, *CLOCK, *ANEW), 1)}
 BY_CREATE = ("create-ambiguous", "offer-gone", "created-stopped", "crash-after-create",
              "offer-sold-twice", "price-change", "late-create", "scoped-key")  # fmt: skip
 BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused", "bad-listing", "wall-jump",
@@ -35,7 +37,7 @@ BY_TIME = ("own-network-down", "local-disk-full", "delete-refused", "key-refused
 # Later modes have streams of their own, so that a new one changes no older fault of a seed: names, salt, how many of them.
 STREAMS = ((FIELD, 0xF1E1D, (0, 0, 1, 1, 2, 3)), (LATER, 0x1A7E4, (0, 0, 0, 1, 1, 2)),
            (BESIDE, 0xB0CCE7, (0, 0, 0, 0, 1)), (TIME, 0x71CE, (0, 0, 0, 0, 1)),
-           (CLOCK, 0xC10C, (0, 0, 0, 0, 0, 0, 0, 1)))  # fmt: skip
+           (CLOCK, 0xC10C, (0, 0, 0, 0, 0, 0, 0, 1)), (ANEW, 0xA2E3, (0, 0, 0, 0, 0, 1)))  # fmt: skip
 STEPS = 6000  # of every job
 
 

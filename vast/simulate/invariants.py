@@ -1,46 +1,35 @@
-"""What must hold in every simulated run, whatever goes wrong. docs/vast.md explains each by its name; a mutation breaks each.
+"""What must hold in every simulated run, whatever goes wrong, and why work is lost. docs/vast.md explains each invariant by its
+name; a mutation breaks each.
 
 The fakes check `fencing`, `armed` and `foreign` as they happen.
 """
 
 from vast.policy import Policy
-from vast.simulate.losses import IN_REACH, RESERVE_MINUTES, obstacle_to_a_pull
 from vast.simulate.machines import INF, SimulatedMachine
-from vast.simulate.world import World
+from vast.simulate.world import ASKED, GRACE, World
 from vast.supervisor.reasons import REASONS, SUCCESS
+from vast.supervisor.schedule import LEAD
 from vast.supervisor.state import Phase, RunState, kept_for_the_end
 
 DRIFT = 300.0  # seconds by which a label's deadline, or the end of the time, may differ from the run's
+IN_REACH = "within reach: "
+PULL = 60.0 + 2 * GRACE  # seconds of a pull, with the last checkpoint and a poll before it
+RESERVE_MINUTES = 15.0  # of vast/policy.yaml
+RESERVE = 60 * RESERVE_MINUTES - LEAD - PULL  # seconds more that the last pull may take
+ALERT = 200.0  # seconds between two polls while an alert is up, with their calls
+HANG_KNOWN = 140.0  # seconds: a probe, and the last pull that hangs
 # Faults of a machine that justify a verdict about it.
-JUSTIFIED: dict[str, frozenset[str]] = {
-    "vanished": frozenset({"dead-man", "ends-soon", "reaped"}),
-    "outbid": frozenset({"outbid"}),
-    "not-started": frozenset({"created-stopped", "outbid"}),
-    "loading": frozenset({"stuck-loading", "bad-image", "offline"}),  # offline before anybody saw it running
-    "ssh": frozenset(
-        {"no-ssh", "wrong-host", "offline", "key-denied", "container-restart", "commands-hang", "dead-man"}
-    ),
-    "burn-in": frozenset({"burn-in-fails", "burn-in-hangs", "commands-hang"}),
-    "slow": frozenset({"slow-gpu"}),
-    "unguarded": frozenset({"container-restart"}),
-    "host-lost": frozenset({"no-ssh", "wrong-host", "offline", "outbid", "dead-man", "ends-soon"}),
-    "away": frozenset({"offline"}),
-    "gpu-fault": frozenset({"gpu-fault"}),
-    "image": frozenset({"image"}),
-    "host-fault": frozenset({"host-fault", "created-stopped"}),
-    "nan": frozenset({"nan"}),
-    "deterministic": frozenset({"same-crash"}),
-    "bug": frozenset({"same-crash", "gpu-fault"}),
-    "cuda-oom": frozenset({"cuda-oom"}),
-    "disk-full": frozenset({"host-disk-full"}),
-    "hang": frozenset({"hang"}),
-    "incomplete": frozenset({"no-manifest"}),
-    "contract-end": frozenset({"ends-soon"}),
-    "price": frozenset({"dearer"}),
-    "restarted": frozenset({"container-restart"}),
-    "lost": frozenset({"container-restart", "commands-hang"}),
-    "killed": frozenset({"hang"}),
-}
+JUSTIFIED = {
+    "vanished": "dead-man ends-soon reaped", "not-started": "created-stopped outbid", "outbid": "outbid",
+    "loading": "stuck-loading bad-image offline made-anew",  # offline before anybody saw it running
+    "ssh": "no-ssh wrong-host offline key-denied container-restart commands-hang dead-man made-anew",
+    "burn-in": "burn-in-fails burn-in-hangs commands-hang", "slow": "slow-gpu", "unguarded": "container-restart made-anew",
+    "host-lost": "no-ssh wrong-host offline outbid dead-man ends-soon made-anew", "away": "offline made-anew",
+    "gpu-fault": "gpu-fault", "image": "image", "host-fault": "host-fault created-stopped", "nan": "nan",
+    "deterministic": "same-crash", "bug": "same-crash gpu-fault", "cuda-oom": "cuda-oom", "disk-full": "host-disk-full",
+    "hang": "hang", "killed": "hang", "incomplete": "no-manifest", "contract-end": "ends-soon", "price": "dearer",
+    "restarted": "container-restart made-anew", "lost": "container-restart commands-hang made-anew",
+}  # fmt: skip
 
 
 def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMachine | None) -> None:
@@ -64,7 +53,7 @@ def of_verdict(world: World, state: RunState, reason: str, machine: SimulatedMac
     elif reason == "low-credit" and world.credit_ends == INF:
         world.violate("unknown", "low-credit, but the account has enough")
     elif reason in JUSTIFIED:
-        if machine is not None and not machine.truth & JUSTIFIED[reason]:
+        if machine is not None and machine.truth.isdisjoint(JUSTIFIED[reason].split()):
             truth = sorted(machine.truth) or "nothing"
             world.violate("unknown", f"verdict {reason}, but of machine {machine.id} is true: {truth}")
         if reason == "vanished" and machine is not None and machine.dead_at is None:
@@ -199,3 +188,37 @@ def _when_billed(world: World, dollars: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if world.bill(middle) < dollars else (low, middle)
     return low
+
+
+# ---- losses: what keeps a pull from bringing work home, in words -----------------------------------------------------
+
+
+def obstacle_to_a_pull(world: World, machine: SimulatedMachine, capped: bool) -> str:
+    """Why no pull would bring its work home now; empty if one would.
+
+    capped: a cap ends the wait, so what was over only when less than a pull was left was in the way too.
+    """
+    most = world.schedule.cap_seconds / 4 - 2 * PULL
+    since = world.now - PULL if capped else world.now
+    obstacles = {
+        "local disk full": _was_active(world, "local-disk-full", since),
+        "ssh of our machine": _was_active(world, "no-ssh-here", since),
+        "own network down": _was_active(world, "own-network-down", since),
+        # a poll takes minutes, and only a poll shows that our machine stood still
+        "answers come late": capped and _was_active(world, "slow-answers", since),
+        "our machine stood still": capped and any(since - ASKED < end for _, end in world.paused),
+        # a pull that hangs notices the end of the hang only in the next try
+        "commands hang": since < machine.hangs_until + HANG_KNOWN,
+        "files arrive corrupt": any(begin <= world.now and since < end for begin, end in machine.partial),
+        # what the caps keep for the end is over before a pull is: none has shown that yet, or too late, or they keep no more
+        "pull slower than the reserve": machine.slow > max(RESERVE, min(machine.slowest_pull, most)),
+        # what it has cost is known only once the market shows it; until then each poll fetches what is new
+        "late machine used up the budget": world.now - machine.pulled_at < PULL + ALERT
+        and any(since < one.shown_at <= world.now and one.shown_at - one.born > PULL for one in world.ours),
+        "supervisor dead until a cap": any(end > world.now - PULL for _, end in world.supervisor_down),
+    }
+    return world.out_of_reach(machine, since) or next((why for why, is_so in obstacles.items() if is_so), "")
+
+
+def _was_active(world: World, mode: str, since: float) -> bool:
+    return mode in world.active or world.ended.get(mode, -INF) > since

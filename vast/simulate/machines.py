@@ -33,7 +33,6 @@ class SimulatedJob:
 class SimulatedMachine:
     """A rented machine. `truth` holds the names of its faults."""
 
-    number: int
     id: int
     machine_id: int
     label: str
@@ -60,7 +59,6 @@ class SimulatedMachine:
     partial: list[tuple[float, float]] = field(default_factory=list)
     truth: set[str] = field(default_factory=set)
     faults: list[Fault] = field(default_factory=list)
-    priced: bool = True  # whether the market states its price
     hangs_until: float = -INF  # commands
     renews: bool = True  # while commands hang
     slow: float = 0.0  # seconds more for each pull
@@ -87,7 +85,7 @@ class SimulatedMachine:
 
 
 STRIKES = frozenset({"no-ssh", "key-denied", "wrong-host", "offline", "ends-soon", "outbid", "container-restart",
-                     "commands-hang", "slow-pull", "nvml-error", "renamed"})  # fmt: skip
+                     "commands-hang", "slow-pull", "nvml-error", "renamed", "made-anew"})  # fmt: skip
 
 
 def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
@@ -117,6 +115,21 @@ def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
             world.end_job(machine, None)
             machine.boot, machine.armed, machine.ssh_at = machine.boot + 1, False, now + 40
             world.at(now + 90, lambda: setattr(machine, "armed", machine.dead_at is None and world.watchdog))
+        case "made-anew":
+            world.end_job(machine, None)
+            machine.boot, machine.armed, machine.job, machine.saved, machine.complete = (
+                machine.boot + 1,
+                False,
+                None,
+                0,
+                False,
+            )
+            machine.running_at = INF if variant < 0.3 else now + 60 + 1200 * variant
+            machine.ssh_at = machine.running_at + 40
+            if variant > 0.8:  # and with it the host's key
+                machine.until["another host answers"] = INF
+            if machine.ssh_at < INF:
+                world.at(machine.ssh_at + 20, lambda: _armed_anew(world, machine))
         case "commands-hang":
             machine.hangs_until, machine.renews = until, variant < 0.5
         case "slow-pull":
@@ -125,6 +138,11 @@ def strike(world: World, machine: SimulatedMachine, fault: Fault) -> None:
             machine.glitches = 1
         case "renamed" if machine.job is not None:  # by a person who saw it at work
             machine.label = "my machine"
+
+
+def _armed_anew(world: World, machine: SimulatedMachine) -> None:
+    """By onstart, and it counts from 0: what it had counted was on the disk."""
+    machine.armed, machine.lease = machine.dead_at is None and world.watchdog, world.now
 
 
 def _stop_all(world: World) -> None:

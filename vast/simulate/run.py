@@ -96,9 +96,8 @@ class Watched(Supervisor):
         if now > t and now > world.now - world.begun + invariants.DRIFT:
             world.unrefuted = True
             if self.state.machine is not None:
-                world.violate(
-                    "unknown", f"the run's time moves {now - world.now + world.begun:.0f} s ahead of the truth"
-                )
+                ahead = now - world.now + world.begun
+                world.violate("unknown", f"the run's time moves {ahead:.0f} s ahead of the truth")
         return now
 
     def _advance(self, action: Action, result: Result) -> None:

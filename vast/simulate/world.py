@@ -63,9 +63,7 @@ class World:
         self.credit_ends = INF
         self.down: list[tuple[float, float]] = []  # when destroying was impossible
         self.supervisor_down: list[tuple[float, float]] = []
-        self.unrefuted = (
-            False  # a wrong clock of the market was believed, while the run had no machine that could refute it
-        )
+        self.unrefuted = False  # a wrong clock of the market was believed: the run had no machine that could refute it
         self.paused: list[tuple[float, float]] = []  # those of them in which our machine stood still
         self.active: dict[str, Fault] = {}
         self.ended: dict[str, float] = {}  # when a fault was last over
@@ -179,8 +177,8 @@ class World:
     # ---- machines --------------------------------------------------------------------------------------------------------
 
     def _machine(self, machine_id: int, label: str, born: float) -> SimulatedMachine:
-        number, ident, price = len(self.ours) + 1, 100 + len(self.machines), self.schedule.price
-        machine = SimulatedMachine(number, ident, machine_id, label, price, born, visible_at=born)
+        ident = 100 + len(self.machines)
+        machine = SimulatedMachine(ident, machine_id, label, self.schedule.price, born, visible_at=born)
         self.machines[ident] = machine
         return machine
 
@@ -194,11 +192,11 @@ class World:
         self.ours.append(machine)
         machine.visible_at = self.now + (0.0 if self.rng.random() < 0.5 else self.rng.uniform(5, 140))
         machine.visible_at += 200 + 1200 * variant if mode == "late-create" else 0.0
-        machine.faults = self.schedule.machines.get(machine.number, [])
+        machine.faults = self.schedule.machines.get(len(self.ours), [])
         self.say(f"machine {machine.id} exists")
         if machine.fault("no-price") is not None:
             self.hit(machine, "no-price")
-            machine.priced, machine.price = False, self.schedule.price
+            machine.price = self.schedule.price
         slow, bad = machine.fault("slow-gpu"), machine.fault("bad-image")
         machine.rate = 1.0 if slow is None else 1 / (1.2 + slow.variant)
         if mode == "offer-sold-twice":
@@ -248,7 +246,11 @@ class World:
         due = machine.lease + self.silent
         if self.now < due:
             self.at(due, lambda: self._watchdog(machine))
-        elif machine.is_offline(self.now) or self.active.keys() & {"delete-refused", "delete-404"}:
+        elif (
+            self.now < machine.ssh_at
+            or machine.is_offline(self.now)
+            or self.active.keys() & {"delete-refused", "delete-404"}
+        ):
             self.at(self.now + 60.0, lambda: self._watchdog(machine))
         else:
             machine.truth.add("dead-man")
@@ -258,7 +260,15 @@ class World:
             blind |= "no-ssh-here" in self.active or self.ended.get("no-ssh-here", -INF) > since
             # a machine of an unclear create has no id and no address until the market shows it, which is asked for that
             blind |= machine.shown_at == INF and self.now - self.listed_at < ASKED
-            lost_touch = {"no-ssh", "wrong-host", "key-denied", "offline", "container-restart", "commands-hang"}
+            lost_touch = {
+                "no-ssh",
+                "wrong-host",
+                "key-denied",
+                "offline",
+                "container-restart",
+                "commands-hang",
+                "made-anew",
+            }
             if not blind and not machine.truth & lost_touch:
                 self.violate("lease", f"machine {machine.id} ended itself, and could have been reached all the time")
             self.end_job(machine, "stopped")

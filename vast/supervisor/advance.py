@@ -10,20 +10,9 @@ from vast.policy import Policy
 from vast.ports import BurnIn, CreateResult, Pulled, hourly
 from vast.supervisor import reasons
 from vast.supervisor.decide import MACHINE_LOST
-from vast.supervisor.observe import observe
+from vast.supervisor.observe import adopted, observe
 from vast.supervisor.schedule import UNFINISHED, alerts, interval, pause_before
-from vast.supervisor.state import (
-    Action,
-    Do,
-    Intent,
-    Machine,
-    Observation,
-    PendingDestroy,
-    Phase,
-    Result,
-    RunState,
-    changed,
-)
+from vast.supervisor.state import Action, Do, Intent, Observation, PendingDestroy, Phase, Result, RunState, changed
 
 
 def advance(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
@@ -80,11 +69,11 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
     if answer is result and outcome != "offer-gone":
         state = changed(state, refusal="" if outcome == "created" else answer.message)
     price = hourly(offer, state.bid)
+    intent = Intent(offer.id, offer.machine_id, price, action.t, action.t, up_cost=offer.up_cost)
     if made is not None and outcome == "created":
-        machine = Machine(made, offer.machine_id, price, action.t, up_cost=offer.up_cost)
-        return _noted(changed(state, machine=machine), action.t, f"rented {made} on machine {offer.machine_id}")
+        state = changed(state, machine=adopted(intent, made, offer.machine_id))
+        return _noted(state, action.t, f"rented {made} on machine {offer.machine_id}")
     if outcome in ("unclear", "created"):
-        intent = Intent(offer.id, offer.machine_id, price, action.t, action.t, up_cost=offer.up_cost)
         state = changed(state, intent=intent, unclear_at=action.t, unclear_price=price)
         return _noted(state, action.t, "create: unclear, reconciling")
     if made is not None:  # the machine exists and bills, although the create was refused
@@ -100,17 +89,16 @@ def _created(state: RunState, action: Action, result: Result, policy: Policy) ->
 
 
 def _destroyed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
-    rule = policy.destroy
-    out = []
-    for one in state.doomed:
-        if one.id == action.instance_id:
-            pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
-            if result == "accepted":
-                pause = max(pause, policy.absence_spacing)  # a DELETE takes time to show in the list
-            accepted = one.accepted or result == "accepted"
-            one = changed(one, tries=one.tries + 1, next_try=_retry_at(action, pause), accepted=accepted)
-        out.append(one)
-    return changed(state, doomed=tuple(out), look_at=min(state.look_at, action.t + policy.cadence.urgent))
+    rule, accepted = policy.destroy, result == "accepted"
+
+    def tried(one: PendingDestroy) -> PendingDestroy:
+        pause = min(rule.longest_pause, rule.first_pause * 2 ** min(one.tries, 10))
+        pause = max(pause, accepted * policy.absence_spacing)  # a DELETE takes time to show in the list
+        next_try = _retry_at(action, pause)
+        return changed(one, tries=one.tries + 1, next_try=next_try, accepted=one.accepted or accepted)
+
+    doomed = tuple(tried(one) if one.id == action.instance_id else one for one in state.doomed)
+    return changed(state, doomed=doomed, look_at=min(state.look_at, action.t + policy.cadence.urgent))
 
 
 def start_destroying(state: RunState, t: float, reason: str) -> RunState:
@@ -150,15 +138,21 @@ def _burned_in(state: RunState, action: Action, result: Result, policy: Policy) 
 
 
 def _pushed(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
+    """One that fails before a restart counts as a start, whose number is bounded."""
+    machine = state.machine
+    assert machine is not None
     if result is True:
         return _on_machine(state, pushed=True)
+    state = _on_machine(state, starts=machine.starts + (state.restart is not None))
     return changed(state, look_at=max(state.look_at, _retry_at(action, policy.cadence.urgent)))
 
 
 def _started(state: RunState, action: Action, result: Result, policy: Policy) -> RunState:
     machine = state.machine
     assert machine is not None
-    state = _on_machine(state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None)
+    state = _on_machine(
+        state, starts=machine.starts + 1, started_boot=machine.boot, stop_at=None, stalled=0, job=None, pushed=True
+    )
     if result is not True:
         return changed(state, look_at=_retry_at(action, policy.cadence.urgent))  # the next poll shows whether it runs
     state = _noted(state, action.t, f"job started: {action.why}")
@@ -232,6 +226,13 @@ def apply_verdict(state: RunState, t: float, reason: str, policy: Policy) -> Run
         used[reason] = used.get(reason, 0) + 1
         state = changed(state, retries=tuple(sorted(used.items())))
         if used[reason] <= policy.retries.of(reason):
+            if (
+                reason == "restarted"
+                and machine is not None
+                and machine.job is not None
+                and machine.job.phase == "absent"
+            ):
+                state = _on_machine(state, pushed=False)  # the container was made anew, and its disk is empty
             return _on_machine(changed(state, restart=reason, fetched=False, pull_next=0.0, look_at=t), stalled=0)
         again = rule.then
     over = again == "stop" or state.attempt >= policy.attempts

@@ -7,7 +7,7 @@ may also refute it. Without a machine to ask, a difference that lasts is believe
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vast.policy import Policy
 from vast.ports import Host, Seconds
@@ -64,6 +64,25 @@ def missed_by_us(state: RunState, host: Host, t: Seconds) -> Seconds | None:
     if machine.boot and host.boot != machine.boot:
         return None
     return (machine.since if machine.switch_zero is None else machine.switch_zero) + host.uptime - t
+
+
+# When something happened, or may be done: of the state, a machine, a destroy. Polls set the others anew.
+MOMENTS = ("phase_since", "pause_until", "pulled_at", "pull_tried_at", "pull_next", "lease_at", "offers_at", "key_at",
+           "reached_at", "boot_at", "moved_at", "ran_at", "stop_at", "burn_in_next", "next_try")  # fmt: skip
+T = TypeVar("T")
+
+
+def put_back(state: RunState, move: Seconds) -> RunState:
+    """After a `move` back over a reboot: what was recorded since was that much earlier, or is due that much earlier."""
+    before = state.before_reboot
+    assert before is not None and move <= 0
+
+    def earlier(one: T) -> T:
+        late = {name: at + move for name, at in vars(one).items() if name in MOMENTS and at is not None and at > before}
+        return changed(one, **late)
+
+    machine, doomed = state.machine and earlier(state.machine), tuple(map(earlier, state.doomed))
+    return changed(earlier(state), machine=machine, doomed=doomed, signs=())
 
 
 def jumped(state: RunState, t: Seconds) -> RunState:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
-from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, time_in_doubt, verdict
 from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
@@ -53,11 +53,7 @@ def renew_due(obs: Observation, state: RunState, policy: Policy) -> Action | Non
     return Action(Do.RENEW, obs.t, until=max(0.0, state.cap_seconds - obs.t))
 
 
-# ---- idle and provisioning -------------------------------------------------------------------------------------------
-
-
-def leave_idle(obs: Observation, state: RunState, policy: Policy) -> Action | None:
-    return Action(Do.PROCEED, obs.t)
+# ---- provisioning ----------------------------------------------------------------------------------------------------
 
 
 def rent(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -106,9 +102,15 @@ def make_ready(obs: Observation, state: RunState, policy: Policy) -> Action | No
         if machine.burn_in_lost >= policy.burn_in.tries:
             return verdict(obs, "burn-in")
         return Action(Do.BURN_IN, obs.t) if obs.t >= machine.burn_in_next else None
-    if not machine.pushed and state.home is not None:
-        return Action(Do.PUSH, obs.t, state.home)
-    return Action(Do.START, obs.t, "first")
+    return _push(obs, state) or Action(Do.START, obs.t, "first")
+
+
+def _push(obs: Observation, state: RunState) -> Action | None:
+    """The local checkpoint, to a machine that has none: a new one, or one whose container was made anew."""
+    machine = state.machine
+    if machine is None or machine.pushed or state.home is None:
+        return None
+    return Action(Do.PUSH, obs.t, state.home)
 
 
 def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
@@ -161,7 +163,7 @@ def restart_job(obs: Observation, state: RunState, policy: Policy) -> Action | N
         return verdict(obs, "hang") if obs.t - machine.stop_at >= policy.deadlines.stop else None
     if state.restart == "disk-full" and not state.fetched and state.pull_failures < 3 and not state.no_room_here:
         return Action(Do.PULL, obs.t) if obs.t >= state.pull_next else None
-    return Action(Do.START, obs.t, state.restart)
+    return _push(obs, state) or Action(Do.START, obs.t, state.restart)
 
 
 def pull_due(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -216,6 +218,8 @@ def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy, pu
 
 
 def _cap(t: float, state: RunState) -> str | None:
+    if time_in_doubt(state):
+        return None
     if spent(state, t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
         return "the budget is used up"
     return "the time is up" if t >= state.cap_seconds - LEAD else None
@@ -279,7 +283,7 @@ def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:
 
 # A label that the market refuses at every poll must not hold back a start or a pull: it comes last.
 RULES: dict[Phase, tuple[Rule, ...]] = {
-    Phase.IDLE: (leave_idle,),
+    Phase.IDLE: (lambda obs, state, policy: Action(Do.PROCEED, obs.t),),
     Phase.PROVISIONING: (forced, destroy_due, machine_trouble, renew_due, key_lost, rent, make_ready, relabel),
     Phase.RUNNING: (forced, destroy_due, job_end, machine_trouble, renew_due, key_lost, restart_job, pull_due, relabel),
     Phase.COLLECTING: (destroy_due, collected, renew_due, key_lost, collect, relabel),

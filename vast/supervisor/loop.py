@@ -7,25 +7,13 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
 
 from vast.policy import Policy
-from vast.ports import GONE, Clock, Cloud, Contract, Dollars, Instance, Offer, Seconds, Shell, Status, label_text
+from vast.ports import GONE, Clock, Cloud, Contract, Offer, Seconds, Shell, Status, label_text
 from vast.supervisor.advance import advance
-from vast.supervisor.clocks import corrected, jumped, missed_by_us
+from vast.supervisor.clocks import corrected, jumped, missed_by_us, put_back
 from vast.supervisor.decide import decide, transfer_proceeds
 from vast.supervisor.journal import Journal, Last, RunClock
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.state import (
-    Action,
-    Do,
-    Observation,
-    Phase,
-    Plan,
-    Result,
-    RunState,
-    begin,
-    changed,
-    spent,
-    with_zero,
-)
+from vast.supervisor.state import Action, Do, Observation, Phase, Plan, Result, RunState, begin, changed, with_zero
 
 SHORTEST_WAIT = 1.0  # seconds: rounding must not make the loop spin
 PURE = frozenset({Do.LOOK, Do.WAIT, Do.VERDICT, Do.PROCEED, Do.CLOSE})  # what acts on nothing outside
@@ -155,13 +143,11 @@ class Supervisor:
         single = []
         if account is not None:
             single = [(one, self.cloud.instance(one)) for one in state.ids() if one not in listed]
-        host, addresses = None, () if machine is None else machine.addresses
-        found = listed.get(machine.id) if machine is not None else None
-        running = found is not None and found.status is Status.RUNNING
-        if machine is not None and machine.ran_at is None and isinstance(found, Instance):
-            addresses = found.addresses
-        if addresses and machine is not None and (machine.ran_at is not None or running):
-            host = self.shell.probe(addresses)
+        host = None
+        if machine is not None and machine.ran_at is not None:
+            host = self.shell.probe(machine.addresses) if machine.addresses else None
+        elif machine is not None and (found := listed.get(machine.id)) is not None and found.status is Status.RUNNING:
+            host = self.shell.probe(found.addresses) if found.addresses else None
         reached = host is not None and host.contact == "ok"
         gone = [one for one in state.doomed if one.accepted and (one.id, GONE) in single]
         # the market shows it as gone, and it answers over ssh
@@ -183,6 +169,8 @@ class Supervisor:
 
         found = corrected(state, t, at, self.clock.now(), since, missed, self.policy)
         self._differs_since = since if found.differs else None
+        if found.move < 0:
+            state = put_back(state, found.move)
         state = changed(state, before_reboot=None)
         if found.move:
             self.run_clock.move_on(found.move)
@@ -232,8 +220,3 @@ class Supervisor:
     @property
     def label(self) -> str:
         return label_text(self.state.run_id, self.state.deadline)
-
-    def left(self) -> tuple[Dollars, Seconds]:
-        """Of both caps, for the dead-man's switch of the next machine."""
-        t = self.run_clock.t()
-        return max(0.0, self.state.cap_dollars - spent(self.state, t)), max(0.0, self.state.cap_seconds - t)

@@ -16,6 +16,8 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
+    if time_in_doubt(state):
+        return None
     if obs.t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
     if (rate := burn(state)) and spent(state, obs.t) + rate * reserve / 3600 >= state.cap_dollars:
@@ -24,6 +26,12 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
         if confirmed(state, sign):
             return verdict(obs, sign)
     return None
+
+
+def time_in_doubt(state: RunState) -> bool:
+    """Whether the time since a reboot is that of our wall clock, which may be days ahead, and the market has not answered
+    yet, whose clock decides. No cap is judged by it: meanwhile the machine's own switch keeps them."""
+    return state.before_reboot is not None and state.refused_since is not None
 
 
 def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:
@@ -41,7 +49,7 @@ def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action
         if any(name == "low-credit" for name, _, _ in state.signs) and machine.stopped:
             return None  # the market stops machines without credit: one poll more decides
         if machine.stopped >= 2:
-            never = machine.ran_at is None and not state.interruptible
+            never = machine.ran_at is None and state.bid is None
             return verdict(obs, reasons.of_message(machine.message) or ("not-started" if never else "outbid"))
         if machine.away_since is not None and obs.t - machine.away_since >= limits.away:
             return verdict(obs, "away")

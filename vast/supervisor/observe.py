@@ -10,8 +10,10 @@ from vast.supervisor.schedule import may_show
 from vast.supervisor.signs import count_signs
 from vast.supervisor.state import Intent, Machine, Observation, PendingDestroy, Phase, RunState, changed, with_zero
 
-AWAY = frozenset({Status.OFFLINE, Status.UNKNOWN, Status.FROZEN, Status.REBOOTING})
 STOPPED = frozenset({Status.STOPPED, Status.EXITED})
+AWAY = (
+    frozenset(Status) - STOPPED - {Status.RUNNING}
+)  # of a machine that ran: its host may make the container anew, or try to
 
 
 def observe(state: RunState, obs: Observation, policy: Policy) -> RunState:
@@ -76,7 +78,8 @@ def _market(state: RunState, obs: Observation, policy: Policy) -> RunState:
     strays = sorted(listed.keys() - own)
     if intent is not None:
         if strays and state.phase is Phase.PROVISIONING:
-            machine, intent = _adopted(listed[strays.pop(0)], intent), None
+            found = listed[strays.pop(0)]
+            machine, intent = adopted(intent, found.id, found.machine_id), None
         elif strays:
             intent = None
         elif obs.instances is not None:
@@ -152,9 +155,9 @@ def _unseen(intent: Intent, t: float, policy: Policy) -> float:
     return 2 * intent.price * min(t - intent.since, longest) / 3600
 
 
-def _adopted(found: Instance, intent: Intent) -> Machine:
+def adopted(intent: Intent, ident: int, machine_id: int) -> Machine:
     """At the agreed price: the row's may be missing, and is believed once two polls agree (vast/supervisor/signs.py)."""
-    return Machine(found.id, found.machine_id, intent.price, intent.since, up_cost=intent.up_cost)
+    return Machine(ident, machine_id, intent.price, intent.since, up_cost=intent.up_cost)
 
 
 def _instance(machine: Machine, found: Instance, t: float, label: str) -> Machine:
@@ -169,7 +172,7 @@ def _instance(machine: Machine, found: Instance, t: float, label: str) -> Machin
         end=found.end,
         row_price=found.dollars_per_hour,
         renamed=found.label != label,
-        addresses=found.addresses,
+        addresses=found.addresses or machine.addresses,
         ran_at=t if machine.ran_at is None and found.status is Status.RUNNING else machine.ran_at,
         away_since=None if not away else t if machine.away_since is None else machine.away_since,
         stopped=machine.stopped + 1 if found.status in STOPPED and machine.reached_at != t else 0,

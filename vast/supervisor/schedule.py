@@ -5,7 +5,6 @@ from zlib import crc32
 
 from vast.policy import Policy
 from vast.supervisor.reasons import REASONS
-from vast.supervisor.signs import unconfirmed
 from vast.supervisor.state import Machine, Phase, RunState, burn, contract_left, kept_for_the_end, spent
 
 ATTACHING = 180.0  # seconds that a key may take from the market to a new host
@@ -46,7 +45,8 @@ def interval(state: RunState, policy: Policy, t: float) -> float:
         return 60 * cadence.alert_minutes
     late = machine.failed_since is not None and t - machine.failed_since > policy.unreachable.replace_after / 3
     failing = machine.failed_since is not None and not late
-    if state.restart is not None or unconfirmed(state) or machine.absent or machine.stopped or failing:
+    unconfirmed = any(count == 1 for _, count, _ in state.signs)
+    if state.restart is not None or unconfirmed or machine.absent or machine.stopped or failing:
         return cadence.urgent
     hidden = state.unlisted_since is not None  # and with it a second machine that may bill
     if state.alerts or hidden or machine.stalled or late or machine.away_since is not None:

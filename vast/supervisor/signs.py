@@ -25,24 +25,22 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if old or new:
         state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
     machine = state.machine
-    if machine is not None and confirmed(state, "dearer"):
-        state = changed(state, machine=changed(machine, price=max(machine.price, machine.row_price)))
+    if machine is not None and "dearer" in new and machine.seen_at == obs.t:
+        # Of rows that differ the cheapest is what all of them agree on: one odd row must not use up the budget.
+        least = min(machine.row_price, machine.least_row) if "dearer" in old else machine.row_price
+        price = max(machine.price, least) if confirmed(state, "dearer") else machine.price
+        state = changed(state, machine=changed(machine, least_row=least, price=price))
     return state
 
 
 def confirmed(state: RunState, sign: str) -> bool:
-    return bool(state.signs) and any(name == sign and count >= 2 for name, count, _ in state.signs)
-
-
-def unconfirmed(state: RunState) -> bool:
-    return any(count == 1 for _, count, _ in state.signs)
+    return any(name == sign and count >= 2 for name, count, _ in state.signs)
 
 
 def too_dear(state: RunState, machine: Machine, policy: Policy) -> bool:
     """Whether the row's price is above the bound of the request or of the policy."""
-    bound = policy.market.max_dollars_per_hour
-    bound = bound if state.max_price is None else min(bound, state.max_price)
-    return machine.row_price > bound * TOLERANCE
+    bounds = (policy.market.max_dollars_per_hour, state.max_price)
+    return machine.row_price > min(one for one in bounds if one is not None) * TOLERANCE
 
 
 def _shown(state: RunState, obs: Observation, policy: Policy) -> dict[str, bool | None]:

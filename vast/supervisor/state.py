@@ -99,6 +99,7 @@ class Machine:
     price: Dollars  # per hour
     since: Seconds  # it bills from here
     row_price: Dollars = 0.0  # per hour, in the last trusted answer; 0: not stated
+    least_row: Dollars = 0.0  # the least of these since they are dearer than agreed
     renamed: bool = False  # its label in the market is not the run's, or has another deadline
     seen_at: Seconds | None = None  # in a trusted answer
     status: Status = Status.CREATED
@@ -107,7 +108,7 @@ class Machine:
     end: Seconds | None = None
     addresses: Addresses = ()
     ran_at: Seconds | None = None  # seen running for the first time
-    away_since: Seconds | None = None  # status offline, unknown, frozen or rebooting
+    away_since: Seconds | None = None  # it ran, and its status is neither running nor stopped
     stopped: int = 0  # polls in a row that showed it stopped or exited
     absent: int = 0  # authenticated answers, apart in time, without it
     absent_at: Seconds | None = None
@@ -123,7 +124,7 @@ class Machine:
     burn_in: BurnIn | None = None  # what it showed before its job
     burn_in_lost: int = 0  # tries in a row without an answer, while the host answered polls
     burn_in_next: Seconds = 0.0  # the last try is over by then, on the host too
-    pushed: bool = False  # the local checkpoint was sent to it, or there was none
+    pushed: bool = False  # the local checkpoint was sent to it, or it has its own
     starts: int = 0
     started_boot: str = ""
     judged: int = 0  # attempts of the job, in the runner's count, whose end was evaluated
@@ -161,7 +162,6 @@ class RunState:
     cap_dollars: Dollars
     cap_seconds: Seconds
     begun_wall: Seconds  # unix time of t = 0
-    interruptible: bool = False
     bid: Dollars | None = None  # per hour, of an interruptible contract
     max_price: Dollars | None = None  # per hour, of the request
     work_hours: float = 0.0  # expected by the plan; 0: not known
@@ -229,10 +229,8 @@ def begin(plan: Plan, wall: Seconds) -> RunState:
     deadline = int(wall + plan.max_seconds)
     label_text(plan.run_id, deadline)
     bound = plan.query.max_dollars_per_hour if plan.bid is None else None  # a bid is its own bound
-    return RunState(
-        plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid is not None, plan.bid, bound,
-        plan.query.work_hours,
-    )  # fmt: skip
+    hours = plan.query.work_hours
+    return RunState(plan.run_id, deadline, plan.max_dollars, plan.max_seconds, wall, plan.bid, bound, hours)
 
 
 def with_zero(state: RunState, zero: Seconds) -> RunState:
@@ -266,6 +264,11 @@ def spent(state: RunState, t: Seconds) -> Dollars:
 def burn(state: RunState) -> Dollars:
     """Dollars per hour right now."""
     return sum((part.price for part in _billing(state)), 0.0)
+
+
+def left(state: RunState, t: Seconds) -> tuple[Dollars, Seconds]:
+    """Of both caps, for the dead-man's switch of the next machine."""
+    return max(0.0, state.cap_dollars - spent(state, t)), max(0.0, state.cap_seconds - t)
 
 
 def _billing(state: RunState) -> Iterator[Machine | Intent | PendingDestroy]:

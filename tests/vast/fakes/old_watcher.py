@@ -12,7 +12,7 @@ from vast.ports import Contract, Instance, Status, label_text
 from vast.simulate.fake_shell import FakeShell
 from vast.simulate.fakes import FakeClock, FakeCloud
 from vast.simulate.faults import Schedule, schedule
-from vast.simulate.losses import IN_REACH
+from vast.simulate.invariants import IN_REACH
 from vast.simulate.run import AFTERWARDS, SeedOutcome, plan_of
 from vast.simulate.world import Crash, World
 

@@ -124,8 +124,8 @@ def test_offers_are_ranked_by_work_loading_and_traffic() -> None:
     dear_and_fast = rows.offer(row(dph_total=0.45, inet_down=5000.0, inet_down_cost=0.0), 10.0)
     assert cheap_and_slow.traffic == pytest.approx(0.2)
     assert rows.loading_hours(cheap_and_slow, 10.0) == pytest.approx(1.5 * 1600 / 3600)
-    assert rows.total(cheap_and_slow, query) > 1.2 > rows.total(dear_and_fast, query)
-    assert rows.total(cheap_and_slow, replace(query, down_gb=0.0)) < 1.2
+    assert rows.rank(cheap_and_slow, query) > 1.2 > rows.rank(dear_and_fast, query)
+    assert rows.rank(cheap_and_slow, replace(query, down_gb=0.0)) < 1.2
 
 
 # ---- the command line -------------------------------------------------------------------------------------------------------

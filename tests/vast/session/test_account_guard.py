@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.vast.fakes.command_line import UP, World
 from vast.ports import Account
+from vast.records.run_dir import Folder
 from vast.session.guards import AccountGuard
 from vast.supervisor.state import Phase
 
@@ -50,15 +53,16 @@ def test_nothing_is_rented_while_the_account_has_no_number(world: World) -> None
 
 
 class Answers:
-    def __init__(self, answer: Account | None) -> None:
-        self.account = lambda: answer
+    answer: Account | None = None
 
-    def __getattr__(self, name: str) -> object:
-        return name
+    def account(self) -> Account | None:
+        return self.answer
 
 
 @pytest.mark.parametrize(
     ("answer", "believed"), [(Account(5.0, 1), True), (Account(5.0, 2), False), (Account(5.0), False), (None, False)]
 )
 def test_only_an_answer_for_the_account_of_the_run_is_believed(answer: Account | None, believed: bool) -> None:
-    assert AccountGuard(Answers(answer), 1).account() == (answer if believed else None)  # type: ignore[arg-type]
+    guard = AccountGuard(cloud := Answers(), 1, Folder(Path(), "run"))  # type: ignore[arg-type]
+    cloud.answer = answer
+    assert guard.account() == (answer if believed else None)

@@ -15,7 +15,7 @@ from jobs.errors import EXIT_DISK_FULL
 from tests.vast.fakes.command_line import UP, World
 from tests.vast.fakes.scripted_shell import ScriptedShell, running
 from vast.ports import Account, Address, Pulled, always
-from vast.session.guards import guarded
+from vast.session.guards import AccountGuard
 from vast.session.view import Lines
 from vast.supervisor import journal
 from vast.supervisor.journal import read_token
@@ -109,4 +109,4 @@ def test_an_account_without_a_number_is_no_other_account(world: World) -> None:
     found = cloud.account()
     assert found is not None
     cloud.account = lambda: replace(found, id=None)  # type: ignore[method-assign]
-    assert isinstance(found, Account) and guarded(cloud, 1, folder).account() is None
+    assert isinstance(found, Account) and AccountGuard(cloud, 1, folder).account() is None

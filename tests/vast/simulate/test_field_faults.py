@@ -18,15 +18,15 @@ import vast.supervisor.signs as signs_module
 from tests.vast.fakes.states import policy_with
 from tests.vast.fakes.worlds import HOURS, INF, POLICY, WORK, breaking, broken, schedules
 from vast.policy import Policy
-from vast.ports import Offer
-from vast.simulate.fake_shell import HANG
-from vast.simulate.faults import BESIDE, FIELD, LATER, TIME, Fault, quiet
+from vast.ports import Offer, Status
+from vast.simulate.fake_shell import HANG, FakeShell
+from vast.simulate.faults import ANEW, BESIDE, FIELD, LATER, TIME, Fault, quiet
 from vast.simulate.run import run
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState, changed
 
 
-@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE, *TIME))
+@pytest.mark.parametrize("mode", (*FIELD, *LATER, *BESIDE, *TIME, *ANEW))
 def test_a_fault_of_the_field_is_met_and_breaks_nothing(mode: str) -> None:
     results = [run(made, POLICY) for made in schedules(mode)]
     assert [one.violations for one in results if one.violations] == []
@@ -123,6 +123,24 @@ def test_mutation_one_odd_poll_is_enough(mode: str, monkeypatch: pytest.MonkeyPa
     assert broken(mode) == {"unknown"}
 
 
+def test_mutation_a_machine_that_loads_again_for_ever_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no address meanwhile, so no poll fails; and no switch, which ran in the container that is gone."""
+    monkeypatch.setattr(observe_module, "AWAY", observe_module.AWAY - {Status.LOADING})
+    assert broken("made-anew") == set()  # its last address does not answer
+    original = observe_module._instance
+    monkeypatch.setattr(
+        observe_module, "_instance",
+        lambda machine, found, *rest: changed(original(machine, found, *rest), addresses=found.addresses),
+    )  # fmt: skip
+    monkeypatch.setattr(FakeShell, "renew_lease", lambda *_: None)  # to no address
+    assert broken("made-anew") == {"stuck"}
+
+
+def test_mutation_a_disk_that_was_emptied_counts_as_having_the_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide_module, "_push", lambda *_: None)
+    assert broken("made-anew", times=(4000.0,)) == {"resume"}
+
+
 def test_mutation_a_taken_port_is_no_fault_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     signs = tuple(sign for sign in reasons_module.HOST_SIGNS if "already" not in sign)
     monkeypatch.setattr(reasons_module, "HOST_SIGNS", signs)
@@ -136,11 +154,8 @@ def test_mutation_the_price_is_not_compared_before_the_start(monkeypatch: pytest
 
 
 def test_mutation_a_machine_without_a_price_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = observe_module._adopted
-    monkeypatch.setattr(
-        observe_module, "_adopted",
-        lambda found, intent: changed(original(found, intent), price=found.dollars_per_hour),
-    )  # fmt: skip
+    original = observe_module.adopted
+    monkeypatch.setattr(observe_module, "adopted", lambda *args: changed(original(*args), price=0.0))
     lost = {"creates": {1: Fault("create-ambiguous", 0.0, 0.0, 0.5)}, "cap_dollars": 1.0, "cap_seconds": 3e4}
     assert broken("no-price", **lost) == {"spend"}
 

@@ -61,6 +61,30 @@ def test_mutation_a_wall_clock_that_is_ahead_over_a_reboot_ends_no_run(monkeypat
     assert results() == {"time-cap"}
 
 
+@pytest.mark.parametrize(
+    ("asked_at", "result", "name", "broken"),
+    [
+        (INF, "done", "machine_rules.time_in_doubt", {"unknown"}),
+        (5000.0, "asked", "loop.put_back", {"deadline"}),
+    ],
+)
+def test_mutation_time_that_a_wrong_wall_clock_counted_is_believed_until_the_market_answers(
+    asked_at: float, result: str, name: str, broken: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our machine reboots to a wall clock that is two days ahead, and the market answers again an hour later."""
+
+    def found() -> SeedOutcome:
+        made = quiet(hours=4.0)
+        made.times = [Fault("reboot", 3000.0, 1200.0, 0.5), Fault("wall-jump", 3600.0, 1.0, 0.95),
+                      Fault("key-refused", 3900.0, 3600.0, 0.5)]  # fmt: skip
+        made.asked_at = asked_at
+        return run(made, POLICY)
+
+    assert (found().result, found().violations) == (result, [])
+    monkeypatch.setattr(f"vast.supervisor.{name}", lambda state, *_: state if name == "loop.put_back" else False)
+    assert {name for name, _ in found().violations} == broken
+
+
 AHEAD = Fault("service-clock", 1500.0, 5400.0, 0.7)  # by 24 hours, in at least two polls of a run that works
 
 

@@ -55,6 +55,17 @@ def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> Non
     assert decided(near, 3600.0).why == "the budget is used up"
 
 
+def test_no_cap_is_judged_by_a_time_over_a_reboot_that_the_market_has_not_confirmed() -> None:
+    """Seed 61181: our wall clock was 45 hours ahead after a reboot, and the network down."""
+    for state in (running(), collecting(waits_from=9e9)):
+        for doubtful in (replace(state, before_reboot=900.0), replace(state, before_reboot=900.0, settled=19.9)):
+            assert decided(replace(doubtful, refused_since=1000.0), 9e5).do is Do.WAIT
+            assert decided(doubtful, 9e5).do is not Do.WAIT  # the account answers
+        assert decided(replace(state, refused_since=1000.0), 9e5).do is not Do.WAIT  # our machine has not rebooted
+    asked = replace(running(), before_reboot=900.0, refused_since=1000.0)
+    assert decided(asked, 9e5, asked=True).why == "asked"
+
+
 def test_a_machine_that_is_kept_for_a_person_goes_when_the_reserve_begins() -> None:
     state = replace(running(), phase=Phase.COLLECTING, verdict="nan", over=True, fetched=True)
     assert decided(state, 36000 - RESERVE - 1, HELD).do is Do.WAIT

@@ -9,7 +9,7 @@ import pytest
 from tests.vast.fakes.states import POLICY, START, host, look, machine, running
 from vast.simulate.faults import quiet
 from vast.simulate.run import Seed
-from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us
+from vast.supervisor.clocks import LAG, Correction, corrected, jumped, missed_by_us, put_back
 from vast.supervisor.loop import Supervisor
 from vast.supervisor.schedule import may_show
 from vast.supervisor.state import Intent, PendingDestroy, Phase, RunState, with_zero
@@ -112,6 +112,20 @@ def test_a_jump_proves_no_absence_and_no_fault() -> None:
         state, jumped_at=T, absences=0, absent_at=None, machine=machine(running()),
         doomed=(PendingDestroy(6, 1.0, 0.0, "extra"),), intent=Intent(1, 1, 1.0, 0.0, T),
     )  # fmt: skip
+
+
+def test_what_was_recorded_in_time_that_was_counted_too_much_moves_back_with_it() -> None:
+    doomed = PendingDestroy(6, 1.0, 500.0, "asked", tries=2, next_try=9700.0)
+    state = replace(
+        running(reached_at=9000.0, key_at=9500.0, ran_at=100.0, stop_at=None), before_reboot=1000.0, lease_at=9900.0, pulled_at=900.0,
+        pause_until=9600.0, doomed=(doomed,), signs=(("gpu-fault", 1, 9000.0),),
+    )  # fmt: skip
+    after = put_back(state, -8000.0)
+    assert after == replace(
+        state, machine=replace(machine(state), reached_at=1000.0, key_at=1500.0), lease_at=1900.0, pause_until=1600.0, signs=(),
+        doomed=(replace(doomed, next_try=1700.0),),
+    )  # fmt: skip
+    assert put_back(replace(START, before_reboot=0.0), -1.0) == replace(START, before_reboot=0.0)
 
 
 def test_after_a_jump_a_machine_has_the_whole_time_again_to_show_up() -> None:

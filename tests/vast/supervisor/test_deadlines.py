@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.vast.fakes.states import (
+    ADDRESS,
     POLICY,
     UNREACHABLE,
     after,
@@ -86,6 +87,31 @@ def test_what_is_at_home_is_brought_before_the_start_and_once() -> None:
     assert decide(obs, seen, POLICY).do is Do.PUSH
     for result, do in ((True, Do.START), (None, Do.PUSH), (False, Do.PUSH)):
         assert decide(obs, then(seen, Do.PUSH, 200.0, result), POLICY).do is do
+
+
+def test_a_container_that_was_made_anew_gets_what_is_at_home_before_the_job_starts_again() -> None:
+    """Its disk is empty: the job began again at step 0, at the price of all its steps."""
+    at_work = replace(running(pushed=True, starts=2, judged=1), home="checkpoint-5")
+    for phase, boot, do in (("absent", "b2", Do.PUSH), ("lost", "b2", Do.START), ("absent", "b1", Do.START)):
+        seen = replace(host(job(phase)), boot=boot)
+        state, obs = look(at_work, 1000.0, host=seen)
+        verdict = decide(obs, state, POLICY)
+        state = advance(state, verdict, None, POLICY)
+        assert verdict.why == ("restarted" if boot == "b2" else "lost") and decide(obs, state, POLICY).do is do
+    state, obs = look(replace(at_work, restart="restarted", machine=replace(machine(at_work), pushed=False)), 1000.0)
+    assert decide(obs, then(state, Do.PUSH, 1000.0, True), POLICY).do is Do.START
+    for _ in range(POLICY.starts - 1):
+        assert decide(obs, state, POLICY).do is Do.PUSH
+        state = then(state, Do.PUSH, 1000.0, None)
+    assert decide(obs, state, POLICY).why == "lost"  # after as many tries as a start has
+
+
+def test_a_machine_that_ran_and_loads_again_is_away_and_asked_at_its_last_address() -> None:
+    row = replace(instance(status=Status.LOADING), addresses=())
+    state, _ = look(running(), 1000.0, instances=(row,), host=UNREACHABLE)
+    assert (machine(state).away_since, machine(state).addresses) == (1000.0, ADDRESS)
+    assert ended(state, 1000 + LIMITS.away, instances=(row,), host=UNREACHABLE) == "away"
+    assert ended(state, 1000 + LIMITS.away, instances=(row,)) == ""  # it answers
 
 
 def test_a_start_begins_the_job_and_one_without_an_answer_is_looked_after_soon() -> None:
@@ -222,7 +248,7 @@ def test_a_machine_that_is_away_is_given_its_time() -> None:
 def test_a_machine_is_stopped_when_two_looks_have_shown_it(
     ran_at: float | None, interruptible: bool, message: str, reason: str
 ) -> None:
-    state = replace(running(ran_at=ran_at), interruptible=interruptible)
+    state = replace(running(ran_at=ran_at), bid=1.0 if interruptible else None)
     stopped: dict[str, Any] = {"instances": (instance(status=Status.EXITED, message=message),), "host": None}
     once, obs = look(state, 1000.0, **stopped)
     assert decide(obs, once, POLICY).do is not Do.VERDICT

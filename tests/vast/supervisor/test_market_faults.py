@@ -227,14 +227,14 @@ def test_the_bound_of_the_request_is_in_the_state() -> None:
     bounded = replace(PLAN, query=replace(PLAN.query, max_dollars_per_hour=0.5))
     assert begin(bounded, 0.0).max_price == 0.5
     bid = begin(replace(bounded, bid=0.5), 0.0)
-    assert (bid.max_price, bid.bid, bid.interruptible) == (None, 0.5, True)
+    assert (bid.max_price, bid.bid) == (None, 0.5)
 
 
 def test_an_interruptible_machine_costs_its_bid_everywhere() -> None:
     """On demand it costs four times the bid, which was compared with the bound and counted."""
     bid = replace(OFFER, dollars_per_hour=4.0, min_bid=0.6)
     assert hourly(bid, None) == 4.0 and hourly(bid, 1.0) == 1.0 and hourly(bid, 0.5) == 0.6
-    state = replace(provisioning(settled=19.4), bid=1.0, interruptible=True)
+    state = replace(provisioning(settled=19.4), bid=1.0)
     found = advance(
         state, Action(Do.SEARCH, 5.0), (bid, replace(bid, id=12, min_bid=1.1), replace(bid, min_bid=None)), POLICY
     )

@@ -187,6 +187,15 @@ def test_the_dearer_of_offer_and_row_counts_once_two_polls_agree() -> None:
         assert state.machine is not None and state.machine.price == price
 
 
+@pytest.mark.parametrize("rows", [(2.5, 250.0, 250.0), (250.0, 250.0, 2.5), (250.0, 2.5, 250.0)])
+def test_of_dearer_rows_that_differ_the_cheapest_counts(rows: tuple[float, ...]) -> None:
+    """Seed 61963: one odd row of a machine that is a little dearer used up the budget."""
+    state = running()
+    for t, row in zip((1000.0, 1020.0, 1000.0 + POLICY.confirm_after), rows, strict=True):
+        state, _ = look(state, t, instances=(replace(instance(), dollars_per_hour=row),))
+    assert state.machine is not None and state.machine.price == 2.5
+
+
 @pytest.mark.parametrize(("row", "price"), [(2.0, 2.0), (1.0, 1.5), (0.0, 1.5)])
 def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(row: float, price: float) -> None:
     found = replace(instance(), dollars_per_hour=row)

@@ -37,7 +37,7 @@ def test_a_market_row_is_taken_whole() -> None:
     )
     before = running(**NEWS, away_since=900.0)
     assert machine(look(before, 1000.0, instances=(row,), host=None)[0]) == replace(
-        machine(before), seen_at=1000.0, status=Status.STOPPED, message="words", end=9e9, row_price=1.5, addresses=row.addresses,
+        machine(before), seen_at=1000.0, status=Status.STOPPED, message="words", end=9e9, row_price=1.5, least_row=1.5, addresses=row.addresses,
         away_since=None, stopped=2, absent=0, absent_at=None,
     )  # fmt: skip
     rented = fresh(addresses=())
