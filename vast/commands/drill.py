@@ -177,7 +177,8 @@ class _Crew:
         while self.alive():
             self.wiring.clock.sleep(POLL)
         if not _is_closed(self.folder):
-            start.supervise(self.folder, self.wiring, None, background=False, ending=True)
+            self.folder.ending = True
+            start.supervise(self.folder, self.wiring, None, background=False)
 
 
 def _is_closed(folder: Folder) -> bool:

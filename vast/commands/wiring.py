@@ -14,7 +14,6 @@ from typing import Any
 from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
-from vast import policy as policies
 from vast.host.subprocess_run import Ended
 from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
@@ -76,7 +75,7 @@ def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "roo
     if not probes:
         api = checked_url(context.environ.get("VAST_URL") or DEFAULT_URL)
         probes = ((str(api.hostname), api.port or (443 if api.scheme == "https" else 80)),)
-    policy = policies.load(folder.policy)
+    policy = folder.kept_policy()
     way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
     return host_shell(
         context, way, lambda: network.is_up(probes), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,

@@ -65,6 +65,8 @@ class World:
     def wiring(self) -> Wiring:
         def make(context: ShellContext) -> HostShell:
             self.contexts.append(context)
+            context.folder.nonce()  # the real one reads both
+            context.folder.kept_policy()
             self.shell.alive = lambda: bool(self.fake.market.living())
             return self.shell
 
