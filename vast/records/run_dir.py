@@ -124,15 +124,27 @@ class Folder:
             return "another process"
 
     def last(self) -> journal.Last | None:
-        return journal.read(self.path)
+        """The last record. Raises RunStateError; `reap` knows no container of this machine."""
+        try:
+            return journal.read(self.path)
+        except RunStateError as error:
+            if not self.local.exists():
+                raise
+            remedy = f"end the run's container: docker rm --force --volumes prefill-{self.run_id}"
+            raise RunStateError(error.where, error.fact, remedy) from None
 
     def state(self) -> RunState:
         """The newest state. Raises RunStateError, also where the run was never begun."""
         last = self.last()
         if last is None:
-            fact = "was never begun, so nothing was rented"
-            raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
+            raise self.never_begun()
         return last.state
+
+    def never_begun(self) -> RunStateError:
+        again = f"start a new one: python -m vast {'local' if self.local.exists() else 'up'}"
+        return RunStateError(
+            self.path, "was never begun, so no machine was taken", f"remove it: rm -r {self.path}; {again}"
+        )
 
     def ask(self, what: Path, why: str) -> None:
         """Store a request, so that it outlives the requesting process."""

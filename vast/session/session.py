@@ -64,7 +64,7 @@ class Session:
             last = self.folder.last()
             chosen = plan if last is None else last.plan
             if chosen is None:
-                raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
+                raise self.folder.never_begun()
             cloud = self.cloud
             if chosen.account is not None:
                 cloud = guarded(cloud, chosen.account, self.folder)
@@ -193,7 +193,8 @@ class Session:
         meaning = ALERTS.get(what) or REASONS[what].meaning
         if what in ABOUT_CONTACT and not message:
             message = self._contact
-        source = "the market" if what == "refused" else "the host"
+        maker = "the engine" if self.folder.local.exists() else "the market"
+        source = maker if what == "refused" else "the host"
         self.say(f"alert: {what}: {meaning}" + (f"; {source}: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
