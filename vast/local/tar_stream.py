@@ -23,6 +23,10 @@ class OddArchive(EngineError):
     """An archive, or a path, other than the requested one."""
 
 
+class NoFile(OddArchive):
+    """A link, a directory or a device in the place of a file."""
+
+
 class NoRoom(EngineError):
     """No space left on this machine's disk."""
 
@@ -56,7 +60,7 @@ def save(chunks: Iterable[bytes], target: Path) -> None:
         with tarfile.open(fileobj=cast(IO[bytes], _Stream(chunks)), mode="r|") as archive:
             member = archive.next()
             if member is None or not member.isreg():
-                raise OddArchive(f"{target.name}: expected one regular file")
+                raise (OddArchive if member is None else NoFile)(f"{target.name}: expected one regular file")
             if _is_same(target, member):
                 return
             content: Any = archive.extractfile(member)

@@ -245,7 +245,9 @@ def _reason(error: Exception) -> str:
 
 def pull_outcome(got: Pulled) -> str:
     return (
-        f"{got.bytes / 1e6:.1f} MB fetched and verified" if got.verified else f"not whole: {got.message or 'try again'}"
+        f"{got.bytes / 1e6:.1f} MB fetched and verified{got.message and f'; {got.message}'}"
+        if got.verified
+        else f"not whole: {got.message or 'try again'}"
     )
 
 

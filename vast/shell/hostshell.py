@@ -257,8 +257,9 @@ class HostShell:
                 return listed
             pulled = pull(copy, listed, fetch)
             came, done = came + pulled.bytes, listed.done
-            if not pulled.verified:
+            if pulled.message:
                 log.warning("pull: %s", pulled.message)
+            if not pulled.verified:
                 return replace(pulled, bytes=came)
             if not listed.more or listed.run not in copy.complete_runs():
                 break
