@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.config.load import stage_names
 from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
@@ -61,8 +62,9 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
 def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
     """The shell of a run over the transport `way`. more: arguments of HostShell."""
     folder, request = context.folder, context.request
+    stage = request.stage if request.stage in stage_names() else None  # else a campaign, or a damaged request
     return HostShell(
-        way, LocalCopy(folder.runs_dir, folder.path, request.campaign, request.complete), folder.nonce(), context.clock,
+        way, LocalCopy(folder.runs_dir, folder.path, request.campaign, request.complete, stage), folder.nonce(), context.clock,
         network_is_up, secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), **more,
     )  # fmt: skip
 

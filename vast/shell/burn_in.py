@@ -31,7 +31,7 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
     slowdown = 1.0
     numbers = {name: value for name in RATES if (value := finite(answer.get(name))) is not None}
     cards = answer.get("gpus")
-    cards = [one for one in cards if isinstance(one, dict)] if isinstance(cards, list) else []
+    cards = [one for one in cards[: host_reports.MOST] if isinstance(one, dict)] if isinstance(cards, list) else []
     if gpus is not None and gpus != len(cards):
         problems.append(f"{len(cards)} GPUs answer, and the contract has {gpus}")
     for index, card in enumerate(cards):

@@ -279,7 +279,7 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            return Listing(host_reports.parse(reply.out), self.copy.name, shared)
+            return Listing(host_reports.parse(reply.out), self.copy.name, shared, self.copy.stage)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))

@@ -174,7 +174,7 @@ class _Pull:
         if last[0] in by_path:
             self._leave_links_out(self._staged(by_path[last[0]]))
             self._move(by_path[last[0]])
-        if different := atomic.differences(copy.runs_dir / str(run)):
+        if different := copy.differences(str(run)):
             self.problems[last[0]] = f"the run differs from its manifest: {different[0]}"
             return False
         if last[1] in by_path:
