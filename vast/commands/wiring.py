@@ -94,11 +94,6 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def engine(environ: Mapping[str, str]) -> str:
-    """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    return f"answers: {reach(environ)[1]}"
-
-
 @dataclass(frozen=True)
 class Wiring:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -111,7 +106,7 @@ class Wiring:
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], Image] = image_registry.inspect
-    engine: Callable[[Mapping[str, str]], str] = engine
+    engine: Callable[[Mapping[str, str]], tuple[Engine, str]] = reach
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch
     root: Callable[[str], str] = lambda run_id: ROOT  # the runs directory of that run's machine
 
@@ -169,21 +164,19 @@ def with_hosts(wiring: Wiring) -> Wiring:
 # ---- the container engine of this machine in place of market, ssh and key ----------------------------------------------
 
 
-def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
-    """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
+def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh.
+
+    Raises UserError if no engine answers, or another one than the run's.
+    """
+    if not folder.local.exists() or wiring.first_process is without_market:
+        return wiring
     known = container_spec.read(folder.local)
-    engine, found = reach(environ)
+    engine, found = reach(wiring.environ)
     if found != known.engine:
         fact = f"its container is on the engine {known.engine}, and {found} answers"
         raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")
-    return engine, known
-
-
-def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh. Raises UserError."""
-    if not folder.local.exists() or wiring.first_process is without_market:
-        return wiring
-    return wiring_of(wiring, *reopen(folder, wiring.environ))
+    return wiring_of(wiring, engine, known)
 
 
 def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from jobs.runs.atomic import is_safe
 from vast.local.engine_errors import EngineError
 
 CHUNK = 1 << 16
@@ -31,12 +32,10 @@ class NoRoom(EngineError):
     """No space left on this machine's disk."""
 
 
-def inside(path: str) -> PurePosixPath:
-    """A relative path that stays below where it is put. Raises OddArchive."""
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or pure == PurePosixPath("."):
+def require_safe(path: str) -> None:
+    """Raises OddArchive for a path that may lead out of where it is put."""
+    if not is_safe(path):
         raise OddArchive(f"{path!r} is no path below its directory")
-    return pure
 
 
 class _Stream:
@@ -103,7 +102,8 @@ def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str)
     """
     made = {"."}
     for path in paths:
-        name = PurePosixPath(below, inside(path))
+        require_safe(path)
+        name = PurePosixPath(below, path)
         for parent in reversed(name.parents):
             if str(parent) not in made:
                 made.add(str(parent))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused
-from vast.local.tar_stream import NoFile, NoRoom, OddArchive, inside, pack, save
+from vast.local.tar_stream import NoFile, NoRoom, OddArchive, pack, require_safe, save
 from vast.ports import Address, Seconds
 from vast.shell.transport import FREELY, Argv, Pace, Reply
 
@@ -60,9 +60,9 @@ class LocalTransport:
             if self._engine.now() >= until:
                 return Reply("timeout", err="\n".join([*wrong, f"no end within {timeout:g} s"]))
             try:
-                target = into / inside(path)
+                require_safe(path)
                 with closing(self._engine.archive(address.host, f"{root}/{path}")) as chunks:
-                    save(self._until(chunks, until, pace), target)
+                    save(self._until(chunks, until, pace), into / path)
             except NoRoom as error:
                 return Reply("ok", 1, err=str(error), no_room=True)
             except EngineError as error:

@@ -34,13 +34,10 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def pull(copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int] = free_bytes) -> Pulled:
-    """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk.
-
-    free: bytes free on the disk of a directory.
-    """
+def pull(copy: LocalCopy, listing: Listing, fetch: Fetch) -> Pulled:
+    """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk."""
     try:
-        return _Pull(copy, listing, fetch, free).run()
+        return _Pull(copy, listing, fetch).run()
     except (UserError, OSError) as error:
         if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return _no_room(copy, listing, str(error))
@@ -54,8 +51,8 @@ def _no_room(copy: LocalCopy, listing: Listing, message: str) -> Pulled:
 
 
 class _Pull:
-    def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int]) -> None:
-        self.copy, self.listing, self.fetch, self.free = copy, listing, fetch, free
+    def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch) -> None:
+        self.copy, self.listing, self.fetch = copy, listing, fetch
         self._last = (f"{listing.run}/{MANIFEST}", f"{listing.run}/{SUMMARY}")
         self.problems: dict[str, str] = {}  # by path
         self.links: list[str] = []  # paths that are links on the host, outside of checkpoints
@@ -71,12 +68,12 @@ class _Pull:
         self._prepare(wanted)
         held = sum(map(self._staged_size, wanted))
         coming = sum(max(0, one.size - self._staged_size(one)) for one in wanted)
-        if coming + RESERVE > self.free(copy.staging):
+        if coming + RESERVE > free_bytes(copy.staging):
             fact = f"{coming / 1e9:.1f} GB are to come, and there is no room for them"
             return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         came = max(0, sum(map(self._staged_size, wanted)) - held)  # also of files that are fetched again or continued
-        if reply.no_room or (not reply.good and self.free(copy.staging) < LEAST):
+        if reply.no_room or (not reply.good and free_bytes(copy.staging) < LEAST):
             return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
             return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)

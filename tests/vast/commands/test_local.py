@@ -31,6 +31,7 @@ from vast.shell.hostshell import HostShell
 from vast.supervisor import schedule
 
 GIVEN = ContainerSpec(engine="engine-1", image_id="sha256:" + "1" * 64, user="1000:1000")
+OURS = {local.POLICY_NAME: local.POLICY}
 SWITCH = Switch("stage1-1", "n" * 32, 3600.0, 1800.0, 300.0, 20.0, 0.0, "https://market")
 
 
@@ -53,7 +54,7 @@ def folder(tmp_path: Path) -> Folder:
 
 
 def test_looks_are_seconds_apart_on_this_machine() -> None:
-    ours, theirs = local.load_policy(None, {}), policies.load()
+    ours, theirs = policies.load(over=OURS), policies.load()
     assert max([*ours.cadence.early_minutes, ours.cadence.stable_minutes]) <= 0.25
     assert ours.attempts == theirs.attempts  # what it does not name stays
 
@@ -61,11 +62,11 @@ def test_looks_are_seconds_apart_on_this_machine() -> None:
 def test_layers_lie_over_each_other_in_order(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("caps: {hours: 5.0}\nabsence_spacing: 1.0\n")
-    policy = local.load_policy(path, {"--max-hours 2": {"caps": {"hours": 2.0}}})
+    policy = policies.load(path, {"--max-hours 2": {"caps": {"hours": 2.0}}}, OURS)
     assert (policy.caps.hours, policy.absence_spacing, policy.reconcile.spacing) == (2.0, 1.0, 2.0)
     path.write_text("cadense: {}\n")
     with pytest.raises(ConfigError, match=re.escape(str(path))):
-        local.load_policy(path, {})
+        policies.load(path, over=OURS)
 
 
 def test_every_section_of_the_local_policy_has_a_reason() -> None:

@@ -69,7 +69,7 @@ def test_a_host_that_sends_more_than_it_listed_does_not_fill_the_disk(
 
 @pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
 def test_a_pull_leaves_room_for_the_journal(
-    host: DirectoryHost, way: DirectoryTransport, ours: Ours, spare: int, full: bool
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch, spare: int, full: bool
 ) -> None:
     """The supervisor's journal is on the same disk, and keeps 2 MB back itself: a pull stops long before that."""
     host.train(100)
@@ -83,7 +83,8 @@ def test_a_pull_leaves_room_for_the_journal(
         assert size == coming
         return way.fetch(DIRECT, paths, "/runs", shell.copy.staging, timeout=9)
 
-    pulled = pull.pull(shell.copy, listed, fetch, lambda path: coming + pull.RESERVE + spare)
+    monkeypatch.setattr(pull, "free_bytes", lambda path: coming + pull.RESERVE + spare)
+    pulled = pull.pull(shell.copy, listed, fetch)
     assert (pulled.local_disk_full, pulled.verified) == (full, not full)
 
 
