@@ -38,7 +38,11 @@ def run(
 
     Raises UserError, with nothing left running, if the job cannot be started.
     """
-    state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now(), fixes)
+    before = jobstate.read(directory)
+    if before is not None and (members := jobstate.job_members(directory, before)):
+        fact = f"the job of attempt {before['attempt']} still runs without its runner: process {members[0]}"
+        raise RunStateError(directory, fact, f"stop it: python3 -m vast.host.runner stop --dir {directory}")
+    state = jobstate.first(before, command, identify(os.getpid()), runs_dir, now(), fixes)
     log = directory / jobstate.LOG
     # the output of earlier attempts explains nothing about this one
     begun_at = log.stat().st_size if log.exists() else 0
@@ -191,15 +195,6 @@ def _exec_when_released(command: Sequence[str], gate: int, refusal: int) -> NoRe
         os.write(refusal, (error.strerror or str(error)).encode())
     finally:
         os._exit(EXIT_USER)
-
-
-def _previous(directory: Path) -> jobstate.State | None:
-    """The state of the last attempt. Raises RunStateError if its job outlived its runner."""
-    state = jobstate.read(directory)
-    if state is not None and (members := jobstate.job_members(directory, state)):
-        fact = f"the job of attempt {state['attempt']} still runs without its runner: process {members[0]}"
-        raise RunStateError(directory, fact, f"stop it: python3 -m vast.host.runner stop --dir {directory}")
-    return state
 
 
 def _reserve_space(directory: Path, state: jobstate.State) -> None:

@@ -4,8 +4,9 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import filterfalse
 from pathlib import Path
 from secrets import randbelow
 from typing import ClassVar
@@ -92,7 +93,7 @@ def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
 def prune(root: Path, home: str | None) -> None:
     """Make room in the unfinished runs. Checkpoints go that the local copy has or older ones, torn ones, half a final model,
     snapshots; never the newest complete checkpoint of a run."""
-    for run in _unfinished_runs(root):
+    for run in filterfalse(hostruns.is_complete, hostruns.runs_of(root)):
         found = hostruns.checkpoints(root, run)
         at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
         spare = {one.path for one in found if one.step > at_home or one is found[-1]}
@@ -102,12 +103,6 @@ def prune(root: Path, home: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
         if found:  # else the snapshot is the only checkpoint
             snapshot.release(root, run)
-
-
-def _unfinished_runs(root: Path) -> Iterator[Path]:
-    for stage in _directories(root):
-        if not stage.name.startswith("."):
-            yield from (run for run in hostruns.runs_of(root, stage.name) if not hostruns.is_complete(run))
 
 
 def _directories(directory: Path) -> list[Path]:
@@ -120,7 +115,7 @@ def unlock(root: Path, hf_home: Path) -> None:
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
-    for run in _unfinished_runs(root):
+    for run in filterfalse(hostruns.is_complete, hostruns.runs_of(root)):
         pid = hostruns.holder(run)
         found = None if pid is None else processes.stat(pid)
         if (run / "lock").exists() and (found is None or found.dead):

@@ -148,10 +148,9 @@ class HostShell:
         return self._run(self._reach(addresses), "stop", *grace).done
 
     def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
-        address = self._reach(addresses)
-        return None if address is None else self._renew(address, until_deadline)
+        return self._renew(self._reach(addresses), until_deadline)
 
-    def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
+    def _renew(self, address: Address | None, until_deadline: Seconds) -> bool | None:
         self._lease = (self.clock.monotonic(), until_deadline)
         return self._run(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}").done
 

@@ -289,7 +289,7 @@ def test_a_command_is_ended_while_it_runs(bench: Bench, monkeypatch: pytest.Monk
     monkeypatch.setattr("vast.host.subprocess_run.WATCH", 0.05)
     bench.mode("stall")
     began = time.monotonic()
-    reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: False))
+    reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: not bench.child()))
     assert reply.kind == "timeout" and time.monotonic() - began < 20
     assert until(lambda: gone(bench.child()))
 
