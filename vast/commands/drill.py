@@ -90,8 +90,6 @@ def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
 
 
 def recorded(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring` with every answer of the market recorded beside the run."""
-
     def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         cloud, key = wiring.connect(environ, home, clock)
         if isinstance(cloud, VastAI):

@@ -131,8 +131,7 @@ def _from_host(
     if machine is None or not machine.starts or not machine.addresses:
         return None
     with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
-        answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
-    return None if answer is None else (str(answer["text"]), int(answer["next"]))
+        return shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
 
 
 def _local_copy(folder: Folder, offset: int | None, tail: int) -> tuple[str, int] | None:

@@ -28,7 +28,6 @@ class Checkpoint(NamedTuple):
 
 
 def argument_of(action: str, command: Sequence[str]) -> str | None:
-    """STAGE in `prefill ... run STAGE ...`, for one."""
     found = (following for word, following in pairwise(command) if word == action and not following.startswith("-"))
     return next(found, None)
 

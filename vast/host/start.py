@@ -75,19 +75,15 @@ def _runs(observed: jobstate.State) -> bool:
 
 def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str]) -> fixes.Start:
     if previous is None:
-        return fixes.Start(None, (), halved_before=_halved_elsewhere(root, arguments))
+        unfinished = filterfalse(hostruns.is_complete, reversed(hostruns.runs_of_job(root, arguments)))
+        run = next(unfinished, None)  # it may have come here from another machine
+        halved = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
+        return fixes.Start(None, (), halved_before=halved if type(halved) is int else 0)
     failure = ""
     if previous["end_reason"] == "missing-tool" and shutil.which(fixes.INSTALLER):
         failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
     reason = previous["end_reason"] if previous["phase"] == "ended" else None
     return fixes.Start(reason, previous["fixes"], failure)
-
-
-def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
-    """How often the batch of the run that came here from another machine was halved there."""
-    run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
-    found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
-    return found if type(found) is int and found > 0 else 0
 
 
 def prune(root: Path, home: str | None) -> None:

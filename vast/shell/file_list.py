@@ -61,7 +61,9 @@ class Listing:
         checkpoint = checkpoint_name(answer.get("checkpoint"), run)
         if checkpoint is None and answer.get("checkpoint") is not None:
             raise ListingRefused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
-        self.checkpoint = checkpoint if checkpoint is not None and _names_whole(checkpoint, files) else None
+        # a checkpoint counts only with a sha256 for each of its files, the mark among them
+        of_it = {one.path: one.sha256 for one in files if one.path.startswith(f"{checkpoint}/")}
+        self.checkpoint = checkpoint if f"{checkpoint}/{MARK}" in of_it and all(of_it.values()) else None
         # the run is complete, and everything of it is listed, with what those two are to be
         whole = {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files if one.sha256 is not None}
         self.complete = whole and answer.get("complete") is True
@@ -88,10 +90,3 @@ def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Lis
     if not path.startswith(tuple(allowed)) and path != shared:
         raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
-
-
-def _names_whole(checkpoint: str, files: list[Listed]) -> bool:
-    """A checkpoint counts only with a sha256 for each of its files, the mark among them."""
-    of_it = [one for one in files if one.path.startswith(f"{checkpoint}/")]
-    marked = any(one.path == f"{checkpoint}/{MARK}" for one in of_it)
-    return marked and all(one.sha256 is not None for one in of_it)

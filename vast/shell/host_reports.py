@@ -43,22 +43,19 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
     boot, switch = word(answer.get("boot")), answer.get("watchdog")
     if boot is None:
         return Host("unreachable", message="its report has no boot id")
+    switch = switch if isinstance(switch, dict) else {}
+    armed = switch.get("armed")
     return Host(
         "ok",
         boot,
-        armed(switch),
+        armed if isinstance(armed, bool) else None,
         job(answer.get("job")),
         finite(answer.get("gpu_percent")),
         finite(answer.get("gpu_memory_percent")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
-        finite(switch.get("uptime")) if isinstance(switch, dict) else None,
+        finite(switch.get("uptime")),
     )
-
-
-def armed(watchdog: object) -> bool | None:
-    found = watchdog.get("armed") if isinstance(watchdog, dict) else None
-    return found if isinstance(found, bool) else None
 
 
 def job(value: object) -> JobReport | None:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
 from vast.host.runs import list_of
@@ -169,14 +168,14 @@ class HostShell:
 
     def log(
         self, addresses: Addresses, tail: int | None = None, follow_from: int | None = None
-    ) -> dict[str, Any] | None:
-        """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
+    ) -> tuple[str, int] | None:
+        """Output of the job, and the byte at which the rest begins (vast/host/__main__.py); None: no answer, or no log yet."""
         options = [("--tail", tail), ("--follow-from", follow_from)]
         words = [word for name, value in options if value is not None for word in (name, str(value))]
         reply = self._run(self._reach(addresses), "log", *words)
-        answer = host_reports.parse(reply.out) if reply.good else None
-        odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
-        return None if odd else answer
+        answer = (host_reports.parse(reply.out) if reply.good else None) or {}
+        text, following = answer.get("text"), host_reports.count(answer.get("next"))
+        return None if following is None or not isinstance(text, str) else (text, following)
 
     def _run(
         self, address: Address | None, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY

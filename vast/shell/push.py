@@ -51,7 +51,6 @@ class Input:
 
 
 def time_for(size: int) -> Seconds:
-    """How long a transfer of `size` bytes may take at most."""
     return LEAST + size / SLOWEST
 
 

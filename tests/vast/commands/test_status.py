@@ -88,9 +88,9 @@ def test_a_host_whose_log_grows_by_nothing_holds_nobody(world: World, monkeypatc
     folder = world.left_running()
     asked: list[int | None] = []
 
-    def log(addresses: object, tail: int | None = None, follow_from: int | None = None) -> dict[str, object] | None:
+    def log(addresses: object, tail: int | None = None, follow_from: int | None = None) -> tuple[str, int] | None:
         asked.append(follow_from)
-        return {"text": "", "next": len(asked)} if len(asked) < 5 else None
+        return ("", len(asked)) if len(asked) < 5 else None
 
     monkeypatch.setattr(world.shell, "log", log)
     assert world.vast("logs", folder.run_id).exit_code == 0 and asked == [None]
