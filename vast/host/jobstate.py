@@ -83,7 +83,7 @@ def running(state: State, job: Process) -> State:
 
 
 def exit_code_of(returned: int) -> int:
-    """`returned` is the exit code, or -n if signal n killed the job."""
+    """returned: the exit code, or -n if signal n killed the job."""
     return returned if returned >= 0 else 128 - returned
 
 

@@ -67,14 +67,14 @@ def job(value: object) -> JobReport | None:
         return None
     run = run_name(value.get("run"))
     fixes = value.get("fixes")
-    texts = [word(fix) for fix in fixes[:MOST]] if isinstance(fixes, list) else []
+    texts = map(word, fixes[:MOST]) if isinstance(fixes, list) else ()
     return JobReport(
         value["phase"],
         attempt,
         code,
         word(value.get("end_reason")),
         word(value.get("fingerprint")),
-        tuple(text for text in texts if text),
+        tuple(filter(None, texts)),
         run,
         count(value.get("step")) or 0,
         count(value.get("total")) or 0,

@@ -169,7 +169,10 @@ class _Pull:
             return False
         by_path = {one.path: one for one in good}
         if last[0] in by_path:
-            self._leave_links_out(self._staged(by_path[last[0]]))
+            manifest = self._staged(by_path[last[0]])
+            if self.links and isinstance((found := atomic.read_json(manifest)).get("files"), dict):
+                files = {k: v for k, v in found["files"].items() if f"{run}/{k}" not in self.links}
+                atomic.write_text_atomically(manifest, atomic.encode({**found, "files": files}, indent=1))
             self._move(by_path[last[0]])
         if different := copy.differences(str(run)):
             self.problems[last[0]] = f"the run differs from its manifest: {different[0]}"
@@ -177,13 +180,6 @@ class _Pull:
         if last[1] in by_path:
             self._move(by_path[last[1]])
         return True
-
-    def _leave_links_out(self, manifest: Path) -> None:
-        """What is not here is not named by the manifest that is here. Raises DataError."""
-        found = atomic.read_json(manifest)
-        if self.links and isinstance(found.get("files"), dict):
-            files = {k: v for k, v in found["files"].items() if f"{self.listing.run}/{k}" not in self.links}
-            atomic.write_text_atomically(manifest, atomic.encode({**found, "files": files}, indent=1))
 
     def _known(self, good: Sequence[Listed]) -> dict[str, Known]:
         """For the receipt: what came, and what was here and has been compared with the listing."""
