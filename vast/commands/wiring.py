@@ -182,9 +182,6 @@ def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
 def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
     cloud = LocalCloud(engine, spec)
 
-    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
-        return cloud, Secret("")
-
     def shell(context: ShellContext) -> HostShell:
         folder = context.folder
 
@@ -198,4 +195,4 @@ def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
         # In place of a network: whether the run's engine answers.
         return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
 
-    return replace(wiring, connect=market, shell=shell, first_process=without_market)
+    return replace(wiring, connect=lambda *_: (cloud, Secret("")), shell=shell, first_process=without_market)
