@@ -93,7 +93,9 @@ def run_name(value: object) -> str | None:
     return None if odd or str(value).split("/")[0] not in _stages() else str(value)
 
 
-_stages = cache(lambda: frozenset(stage_names()))
+@cache
+def _stages() -> frozenset[str]:
+    return frozenset(stage_names())
 
 
 def checkpoint_name(value: object, run: str | None) -> str | None:
