@@ -7,7 +7,7 @@ One rule for all: "unknown" is an answer of its own. An adapter that got no answ
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
@@ -127,14 +127,13 @@ class Instance:
     start: Seconds | None = None  # unix time at which the contract began
 
 
-class Gone:
-    """The one value GONE: an authenticated answer stated that there is no such instance."""
+class Gone(Enum):
+    """An authenticated answer stated that there is no such instance."""
 
-    def __repr__(self) -> str:
-        return "GONE"
+    GONE = "gone"
 
 
-GONE = Gone()
+GONE = Gone.GONE
 
 Created = Literal["created", "offer-gone", "no-credit", "refused", "unclear"]
 

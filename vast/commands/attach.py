@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from jobs.errors import DiskFull, RunStateError
-from vast import policy as policies
+from jobs.errors import RunStateError, UserError
 from vast.commands import start
 from vast.commands.options import runs_option
 from vast.commands.wiring import Wiring
@@ -44,20 +43,21 @@ def down(wiring: Wiring, run: str | None, no_wait: bool, runs_dir: Path) -> None
     The request is written to disk first. If the run has no supervisor, this command ends it.
     """
     folder = find(runs_dir.absolute(), run)
+    folder.ending = True
     state = folder.state()
     if state.phase is Phase.CLOSED:
         click.echo(f"{folder.run_id}: closed already: {state.result}", err=True)
         return
     try:
         folder.ask(folder.down, "python -m vast down")
-    except DiskFull:
+    except UserError as error:
         if folder.is_supervised():
             raise  # only a file reaches another process
+        click.echo(f"{error.where}: the request is not kept: {error.fact}", err=True)
     if folder.is_supervised() and no_wait:
         click.echo(f"{folder.run_id}: asked {folder.supervisor()} to end it", err=True)
         return
-    folder.mend()
-    code = attached(wiring, folder, False, ending=True)
+    code = attached(wiring, folder, False)
     raise click.exceptions.Exit(0 if folder.state().phase is Phase.CLOSED else code)
 
 
@@ -86,7 +86,7 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     machine = state.machine
     if machine is None or not machine.starts or not machine.addresses:
         raise RunStateError(folder.path, "no host has anything to fetch", "see: python -m vast status")
-    secrets, _ = start.run_secrets(policies.load(folder.policy), wiring.environ, lenient=True)
+    secrets, _ = start.run_secrets(folder.kept_policy(), wiring.environ, lenient=True)
     # The journal's lock: one process at a time writes the local copy.
     with (
         closing(start.shell_for(folder, wiring, secrets, lambda: machine.id)) as shell,
@@ -100,9 +100,9 @@ def pull(wiring: Wiring, run: str | None, runs_dir: Path) -> None:
     raise click.exceptions.Exit(0 if got.verified else 1)
 
 
-def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False) -> int:
+def attached(wiring: Wiring, folder: Folder, detach: bool) -> int:
     """Follow the run while a supervisor is alive, else supervise it. Returns the exit code of the run."""
-    shown = folder.lines.stat().st_size if ending and folder.lines.exists() else 0
+    shown = folder.lines.stat().st_size if folder.ending and folder.lines.exists() else 0
     while True:
         if folder.is_supervised():
             click.echo(f"{folder.run_id}: {folder.supervisor()} supervises it", err=True)
@@ -113,7 +113,7 @@ def attached(wiring: Wiring, folder: Folder, detach: bool, ending: bool = False)
             return exit_code(state)
         try:
             click.echo(f"{folder.run_id}: it has no supervisor: taking it over", err=True)
-            return start.supervise(folder, wiring, None, detach, ending)
+            return start.supervise(folder, wiring, None, detach)
         except RunStateError:
             if not folder.is_supervised():
                 raise  # else another process was faster: follow it

@@ -67,7 +67,7 @@ def _checks(wiring: Wiring, redact: Redactor, name: str | None, ssh_key: Path | 
         yield Check("image", "unknown", "not named; name it: --image")
     elif policy.verdict == "ok":
         yield _image(name, policies.load(policy_file), wiring)
-    engine = checked("engine", lambda: wiring.engine(wiring.environ))
+    engine = checked("engine", lambda: f"answers: {wiring.engine(wiring.environ)[1]}")
     needed = f"needed by `local` and by `make push` alone: {engine.text}"
     yield engine if engine.verdict == "ok" else Check("engine", "optional", needed)
 

@@ -90,8 +90,6 @@ def drill(wiring: Wiring, /, max_cost: float, **options: Any) -> None:
 
 
 def recorded(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring` with every answer of the market recorded beside the run."""
-
     def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
         cloud, key = wiring.connect(environ, home, clock)
         if isinstance(cloud, VastAI):
@@ -177,7 +175,8 @@ class _Crew:
         while self.alive():
             self.wiring.clock.sleep(POLL)
         if not _is_closed(self.folder):
-            start.supervise(self.folder, self.wiring, None, background=False, ending=True)
+            self.folder.ending = True
+            start.supervise(self.folder, self.wiring, None, background=False)
 
 
 def _is_closed(folder: Folder) -> bool:

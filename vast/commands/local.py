@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -21,7 +22,6 @@ from vast.local.container_spec import Asked, ContainerSpec
 from vast.local.engine import Engine
 from vast.local.engine import connect as reach
 from vast.local.engine_errors import EngineError, Missing
-from vast.policy import Policy
 from vast.ports import OfferQuery
 from vast.records.run_dir import Folder, RunRequest, require_writable
 from vast.rental import plan as plans
@@ -59,7 +59,7 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     container is removed; a second Ctrl-C leaves, and `attach` continues.
     """
     asked = JobOptions(**options)
-    policy = load_policy(policy_file, caps(max_hours=max_hours))
+    policy = policies.load(policy_file, caps(max_hours=max_hours), over={POLICY_NAME: POLICY})
     job = asked.job()
     runs_dir = runs_dir.absolute()
     request = RunRequest(
@@ -90,11 +90,6 @@ def local(wiring: Wiring, /, image: str, max_hours: float | None, gpu: str, cach
     raise click.exceptions.Exit(start.run_to_its_end(start.session(folder, wiring_of(wiring, engine, spec)), plan))
 
 
-def load_policy(path: Path | None, options: Mapping[str, Mapping[str, Any]]) -> Policy:
-    """vast/policy.yaml, then vast/local/policy.yaml, then the user's file and options, later ones first. Raises ConfigError."""
-    return policies.load(path, options, over={POLICY_NAME: POLICY})
-
-
 def decide(engine: Engine, identity: str, asked: Asked, image: str, environ: Mapping[str, str]) -> ContainerSpec:
     """The container spec, once the image is here (pulled if absent). Raises UserError before anything is made."""
     where = f"--image {image}"
@@ -110,8 +105,5 @@ def decide(engine: Engine, identity: str, asked: Asked, image: str, environ: Map
         fact = f"no such image here, and it cannot be pulled ({error})"
         raise UserError(where, fact, "build it: make image; or correct --image") from None
     caller = (os.getuid(), os.getgid())
-    return container_spec.decide(asked, info, identity, image_id, environ, caller, has_gpu)
-
-
-def has_gpu() -> bool:
-    return subprocess_run.run(["nvidia-smi", "-L"], timeout=20, env=os.environ).code == 0
+    listing = partial(subprocess_run.run, ["nvidia-smi", "-L"], timeout=20, env=os.environ)
+    return container_spec.decide(asked, info, identity, image_id, environ, caller, lambda: listing().code == 0)

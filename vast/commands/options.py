@@ -32,12 +32,8 @@ POSITIVE = Finite(0, min_open=True)
 class Named(click.Path):
     """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
 
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
-        return (
-            super().convert(value, param, context)
-            if value != ""
-            else self.fail("it is empty; name one", param, context)
-        )
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return super().convert(value, param, ctx) if value != "" else self.fail("it is empty; name one", param, ctx)
 
 
 FILE = Named(path_type=Path, dir_okay=False)

@@ -72,12 +72,12 @@ def show_lines(folder: Folder, view: View, shown: int) -> int:
     return shown + len(whole)
 
 
-def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
+def session(folder: Folder, wiring: Wiring) -> Session:
     """The session of a run. Raises UserError: no key, a secret that is not set, a damaged run directory."""
     policy = folder.kept_policy()
     wiring = wiring_of_run(folder, wiring)
     cloud, key = wiring.connect(wiring.environ, wiring.home, wiring.clock)
-    secrets, login = run_secrets(policy, wiring.environ, folder.run_id, lenient=ending)
+    secrets, login = run_secrets(policy, wiring.environ, folder.run_id, lenient=folder.ending)
     redact = Redactor(key, *secrets.values())
     if login is not None:
         redact.learn_login(login)
@@ -95,7 +95,7 @@ def session(folder: Folder, wiring: Wiring, *, ending: bool = False) -> Session:
         login=login,
         url=preflight.host_url(wiring.environ),
         first_process=wiring.first_process,
-        ending=ending,
+        ending=folder.ending,
     )
     return made
 
@@ -133,12 +133,12 @@ def print_end(folder: Folder, state: RunState) -> None:
     click.echo(f"{folder.run_id}: {state.result}; report: {folder.report_text}{cost}", err=True)
 
 
-def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, background: bool, ending: bool = False,
+def supervise(folder: Folder, wiring: Wiring, plan: Plan | None, background: bool,
               on_begin: Callable[[], None] = lambda: None) -> int:  # fmt: skip
     """Run the supervisor here or in the background. Returns the run's exit code, or 0 once it is in the background."""
 
     def work(begun: Callable[[], None] = on_begin) -> int:
-        return run_to_its_end(session(folder, wiring, ending=ending), plan, begun, background=background)
+        return run_to_its_end(session(folder, wiring), plan, begun, background=background)
 
     if not background:
         return work()

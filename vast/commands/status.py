@@ -19,7 +19,7 @@ from vast.ports import Seconds
 from vast.records import status as statuses
 from vast.records.overview import as_html, as_text, overview
 from vast.records.report import burn_in_words
-from vast.records.run_dir import Folder, find, folders
+from vast.records.run_dir import Folder, find, folders, is_open
 from vast.secrets import printable
 from vast.supervisor.journal import records
 from vast.supervisor.state import Machine, Phase
@@ -82,8 +82,11 @@ def overview_command(wiring: Wiring, page: Path | None, runs_dir: Path) -> None:
 @runs_option
 @click.pass_obj
 def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: bool, runs_dir: Path) -> None:
-    """Print the log of RUN's job. From the host while there is one, else what was fetched."""
-    folder = find(runs_dir.absolute(), run)
+    """Print the log of RUN's job. From the host while there is one, else what was fetched.
+
+    Without RUN: the one that is open, else the newest.
+    """
+    folder = _with_a_log(runs_dir.absolute(), run)
     shown: int | None = 0 if everything else None  # None: nothing yet, so the tail
     answered, last = False, None
     while True:
@@ -112,14 +115,23 @@ def logs(wiring: Wiring, run: str | None, follow: bool, tail: int, everything: b
         raise RunStateError(folder.path, fact, f"see {folder.lines}")
 
 
+def _with_a_log(runs_dir: Path, run: str | None) -> Folder:
+    """As `find`; where no run is open, the newest of those that were begun: a closed one has a log too."""
+    there = folders(runs_dir) if run is None else []
+    begun = [] if any(map(is_open, there)) else [one for one in there if one.last() is not None]
+    if not begun:
+        return find(runs_dir, run)
+    click.echo(f"no run is open; this is the newest: {begun[-1].run_id}", err=True)
+    return begun[-1]
+
+
 def _from_host(
     folder: Folder, wiring: Wiring, machine: Machine | None, offset: int | None, tail: int
 ) -> tuple[str, int] | None:
     if machine is None or not machine.starts or not machine.addresses:
         return None
     with closing(start.shell_for(folder, wiring, {}, lambda: machine.id)) as shell:
-        answer = shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
-    return None if answer is None else (str(answer["text"]), int(answer["next"]))
+        return shell.log(machine.addresses, tail=tail if offset is None else None, follow_from=offset)
 
 
 def _local_copy(folder: Folder, offset: int | None, tail: int) -> tuple[str, int] | None:

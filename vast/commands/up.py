@@ -16,20 +16,8 @@ from jobs.errors import ConfigError
 from jobs.estimate.estimate import Estimate
 from jobs.runs.atomic import write_text_atomically
 from vast import policy as policies
-from vast.commands import start
-from vast.commands.options import (
-    POSITIVE,
-    JobOptions,
-    cap_options,
-    caps,
-    image_option,
-    job_options,
-    machine_options,
-    policy_option,
-    profile_option,
-    runs_option,
-    ssh_key_option,
-)
+from vast.commands import options, start
+from vast.commands.options import JobOptions
 from vast.commands.plan_text import print_plan
 from vast.commands.wiring import Wiring, inputs_of
 from vast.marketplace.rows import rank
@@ -72,7 +60,7 @@ class RentOptions(JobOptions):
     PRICE_OPTION: ClassVar[str] = "--max-price"  # for the remedy where every offer is dearer
 
     def policy(self) -> Policy:
-        return policies.load(self.policy_file, {**caps(self.max_cost, self.max_hours), **self.overrides()})
+        return policies.load(self.policy_file, {**options.caps(self.max_cost, self.max_hours), **self.overrides()})
 
     def overrides(self) -> Mapping[str, Mapping[str, Any]]:
         """More layers of the policy."""
@@ -106,25 +94,25 @@ class RentOptions(JobOptions):
 
 @click.command()
 @click.argument("stage", metavar="STAGE|CAMPAIGN")
-@profile_option
-@image_option
-@cap_options
-@machine_options
-@click.option("--bid", type=POSITIVE, metavar="DOLLARS", help="Per hour, of an interruptible machine.")
+@options.profile_option
+@options.image_option
+@options.cap_options
+@options.machine_options
+@click.option("--bid", type=options.POSITIVE, metavar="DOLLARS", help="Per hour, of an interruptible machine.")
 @click.option("--destroy-on", type=click.Choice(["done,fail", "done", "fail", "none"]), metavar="ENDS",
               help="Which ends destroy the machine: done,fail (the default), done, fail or none. Otherwise it is kept for a "
               "person until a cap is near.")  # fmt: skip
-@policy_option
-@job_options
+@options.policy_option
+@options.job_options
 @click.option(
     "--force", is_flag=True, help="Repeat a stage that is complete here, or begin anew one that is unfinished."
 )
-@ssh_key_option
-@runs_option
+@options.ssh_key_option
+@options.runs_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--detach", is_flag=True, help="Watch in the background; the terminal may be closed.")
 @click.pass_obj
-def up(wiring: Wiring, /, detach: bool, **options: Any) -> None:
+def up(wiring: Wiring, /, detach: bool, **given: Any) -> None:
     """Rent a machine and run STAGE, or a CAMPAIGN, on it.
 
     It is watched, everything is fetched, and the machine is destroyed.
@@ -136,7 +124,7 @@ def up(wiring: Wiring, /, detach: bool, **options: Any) -> None:
     destroyed; a second Ctrl-C leaves, and `attach` continues.
     """
     code = rent(
-        RentOptions(**options), wiring,
+        RentOptions(**given), wiring,
         lambda folder, plan, release: start.supervise(folder, wiring, plan, detach, on_begin=release),
     )  # fmt: skip
     raise click.exceptions.Exit(code)

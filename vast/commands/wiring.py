@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.config.load import stage_names
 from jobs.errors import ConfigError, RunStateError
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
-from vast import policy as policies
 from vast.host.subprocess_run import Ended
 from vast.local import container_spec
 from vast.local.container_spec import ContainerSpec
@@ -62,8 +62,9 @@ def connect(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud
 def host_shell(context: ShellContext, way: Transport, network_is_up: Callable[[], bool], **more: Any) -> HostShell:
     """The shell of a run over the transport `way`. more: arguments of HostShell."""
     folder, request = context.folder, context.request
+    stage = request.stage if request.stage in stage_names() else None  # else a campaign, or a damaged request
     return HostShell(
-        way, LocalCopy(folder.runs_dir, folder.path, request.campaign, request.complete), folder.nonce(), context.clock,
+        way, LocalCopy(folder.runs_dir, folder.path, request.campaign, request.complete, stage), folder.nonce(), context.clock,
         network_is_up, secrets=lambda: context.secrets, inputs=inputs_of(folder.runs_dir, request), **more,
     )  # fmt: skip
 
@@ -76,7 +77,7 @@ def over_ssh(context: ShellContext, *, key: Path | None = None, user: str = "roo
     if not probes:
         api = checked_url(context.environ.get("VAST_URL") or DEFAULT_URL)
         probes = ((str(api.hostname), api.port or (443 if api.scheme == "https" else 80)),)
-    policy = policies.load(folder.policy)
+    policy = folder.kept_policy()
     way = SshTransport(folder.path, key, pin=lambda: str(context.instance() or ""), user=user, environ=context.environ)
     return host_shell(
         context, way, lambda: network.is_up(probes), grace=policy.watchdog.grace, mbit=policy.bandwidth_mbit,
@@ -93,11 +94,6 @@ def inputs_of(runs_dir: Path, request: RunRequest) -> tuple[Input, ...]:
     return tuple(found)
 
 
-def engine(environ: Mapping[str, str]) -> str:
-    """The container engine that answers. Raises UserError, also where the docker SDK is not installed."""
-    return f"answers: {reach(environ)[1]}"
-
-
 @dataclass(frozen=True)
 class Wiring:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
@@ -110,7 +106,7 @@ class Wiring:
     make_key: Callable[[Path], str] = make_key  # for the run in that directory; returns the public key
     estimate: Estimator = estimate
     registry: Callable[[str, Secret | None], Image] = image_registry.inspect
-    engine: Callable[[Mapping[str, str]], str] = engine
+    engine: Callable[[Mapping[str, str]], tuple[Engine, str]] = reach
     first_process: Callable[[Switch], str] = onstart  # the script that starts a machine's dead-man's switch
     root: Callable[[str], str] = lambda run_id: ROOT  # the runs directory of that run's machine
 
@@ -168,28 +164,23 @@ def with_hosts(wiring: Wiring) -> Wiring:
 # ---- the container engine of this machine in place of market, ssh and key ----------------------------------------------
 
 
-def reopen(folder: Folder, environ: Mapping[str, str]) -> tuple[Engine, ContainerSpec]:
-    """The engine of an existing run. Raises UserError if no engine answers, or a different one."""
+def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
+    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh.
+
+    Raises UserError if no engine answers, or another one than the run's.
+    """
+    if not folder.local.exists() or wiring.first_process is without_market:
+        return wiring
     known = container_spec.read(folder.local)
-    engine, found = reach(environ)
+    engine, found = reach(wiring.environ)
     if found != known.engine:
         fact = f"its container is on the engine {known.engine}, and {found} answers"
         raise RunStateError(folder.path, fact, "set DOCKER_HOST, or docker's context, to what it was at the start")
-    return engine, known
-
-
-def wiring_of_run(folder: Folder, wiring: Wiring) -> Wiring:
-    """`wiring`; for a run of `vast local` with the engine in place of market, key and ssh. Raises UserError."""
-    if not folder.local.exists() or wiring.first_process is without_market:
-        return wiring
-    return wiring_of(wiring, *reopen(folder, wiring.environ))
+    return wiring_of(wiring, engine, known)
 
 
 def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
     cloud = LocalCloud(engine, spec)
-
-    def market(environ: Mapping[str, str], home: Path, clock: Clock) -> tuple[Cloud, Secret]:
-        return cloud, Secret("")
 
     def shell(context: ShellContext) -> HostShell:
         folder = context.folder
@@ -204,4 +195,4 @@ def wiring_of(wiring: Wiring, engine: Engine, spec: ContainerSpec) -> Wiring:
         # In place of a network: whether the run's engine answers.
         return host_shell(context, way, lambda: cloud.account() is not None, gpus=gpus)
 
-    return replace(wiring, connect=market, shell=shell, first_process=without_market)
+    return replace(wiring, connect=lambda *_: (cloud, Secret("")), shell=shell, first_process=without_market)

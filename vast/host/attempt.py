@@ -20,7 +20,7 @@ from vast.host import classify, jobstate
 from vast.host.processes import Process, identify, signal_group
 
 RETRY_SECONDS = 60.0  # for how long a disk that takes no end may recover
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
+PAUSES = (1.0, 2.0, 4.0, *(8.0,) * 6)  # seconds between two tries
 TAIL_BYTES = 128 * 1024  # of job.log: what is read to find out why a job ended
 
 
@@ -38,7 +38,11 @@ def run(
 
     Raises UserError, with nothing left running, if the job cannot be started.
     """
-    state = jobstate.first(_previous(directory), command, identify(os.getpid()), runs_dir, now(), fixes)
+    before = jobstate.read(directory)
+    if before is not None and (members := jobstate.job_members(directory, before)):
+        fact = f"the job of attempt {before['attempt']} still runs without its runner: process {members[0]}"
+        raise RunStateError(directory, fact, f"stop it: python3 -m vast.host.runner stop --dir {directory}")
+    state = jobstate.first(before, command, identify(os.getpid()), runs_dir, now(), fixes)
     log = directory / jobstate.LOG
     # the output of earlier attempts explains nothing about this one
     begun_at = log.stat().st_size if log.exists() else 0
@@ -64,7 +68,7 @@ def run(
     say(f"attempt {state['attempt']}: ended, exit code {state['exit_code']}: {state['end_reason']}", now)
     with suppress(OSError):
         (directory / jobstate.RESERVE).unlink()
-    write_end(lambda: jobstate.write(directory, state), lambda text: say(text, now), time.monotonic, time.sleep)
+    write_end(lambda: jobstate.write(directory, state), lambda text: say(text, now), time.sleep)
     if refusal is not None:
         raise refusal
     return state
@@ -100,32 +104,22 @@ def say(text: str, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> N
         os.write(2, f"[runner {now().isoformat(timespec='seconds')}] {text}\n".encode(errors="replace"))
 
 
-def write_end(
-    write: Callable[[], None],
-    report: Callable[[str], None],
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
-    bound: float = RETRY_SECONDS,
-) -> bool:
-    """Write the final state, which the supervisor waits for; a full disk is tried again for `bound` seconds."""
-    deadline, pause, failed = clock() + bound, FIRST_PAUSE, False
-    while True:
+def write_end(write: Callable[[], None], report: Callable[[str], None], sleep: Callable[[float], object]) -> bool:
+    """Write the final state, which the supervisor waits for; a full disk is tried again for RETRY_SECONDS."""
+    failed = None
+    for pause in (*PAUSES, 0.0):
         try:
             write()
-        except UserError as error:
-            if not failed:
-                report(f"error: {error}; trying again for {bound:.0f} s")
-            if clock() + pause > deadline:
-                fact = "given up, so the state on disk is not the last one: the line above has the end"
-                report(f"error: {error}; {fact}")
-                return False
-            failed = True
-        else:
-            if failed:
+            if failed is not None:
                 report("the state is written now")
             return True
+        except UserError as error:
+            if failed is None:
+                report(f"error: {error}; trying again for {RETRY_SECONDS:.0f} s")
+            failed = error
         sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+    report(f"error: {failed}; given up, so the state on disk is not the last one: the line above has the end")
+    return False
 
 
 class JobProcess:
@@ -191,15 +185,6 @@ def _exec_when_released(command: Sequence[str], gate: int, refusal: int) -> NoRe
         os.write(refusal, (error.strerror or str(error)).encode())
     finally:
         os._exit(EXIT_USER)
-
-
-def _previous(directory: Path) -> jobstate.State | None:
-    """The state of the last attempt. Raises RunStateError if its job outlived its runner."""
-    state = jobstate.read(directory)
-    if state is not None and (members := jobstate.job_members(directory, state)):
-        fact = f"the job of attempt {state['attempt']} still runs without its runner: process {members[0]}"
-        raise RunStateError(directory, fact, f"stop it: python3 -m vast.host.runner stop --dir {directory}")
-    return state
 
 
 def _reserve_space(directory: Path, state: jobstate.State) -> None:

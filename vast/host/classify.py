@@ -11,7 +11,6 @@ another day and on another machine, and a cause that is new has another one.
 import hashlib
 import re
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from jobs import errors
@@ -138,7 +137,12 @@ def fingerprint(exit_code: int, failure: list[str]) -> str:
     kept = failure
     if failure and failure[0].endswith(_TRACEBACK):
         kept = failure[1 : _body_end(failure, 0) + 1]  # what is printed after the exception comes in any order
-    text = "\n".join([str(exit_code), *_normal(kept)])
+    normal = []
+    for line in kept:
+        for pattern, word in _NORMAL:
+            line = pattern.sub(word, line)
+        normal.append(" ".join(line.split()))
+    text = "\n".join([str(exit_code), *normal])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -151,10 +155,3 @@ _NORMAL = (
     (re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{7,}\b", re.IGNORECASE), "ID"),  # commits, hashes
     (re.compile(r"\d+(?:[.,]\d+)*"), "N"),
 )
-
-
-def _normal(lines: list[str]) -> Iterator[str]:
-    for line in lines:
-        for pattern, word in _NORMAL:
-            line = pattern.sub(word, line)
-        yield " ".join(line.split())

@@ -6,7 +6,7 @@ summary.json last.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -86,16 +86,14 @@ class _Listing:
 
         over: the job is, and nothing changes any more: with `everything` each directory is listed.
         """
-        for path in sorted(run.iterdir()):
-            if path.is_file() and not self._is_left_out(path):
-                self._own(path, over)
+        for path in self._files(run.iterdir()):
+            self._own(path, over)
         for path in sorted(run.iterdir()) if everything else ():
             settled = over or path.name == "final"  # which came by a rename, and is whole
             whole = path.is_dir() and not path.is_symlink() and not path.name.endswith(".tmp")
             if settled and whole and path.name not in ("checkpoints", HOST):
-                for file in sorted(path.rglob("*")):
-                    if file.is_file() and not self._is_left_out(file):
-                        self.whole(file)
+                for file in self._files(path.rglob("*")):
+                    self.whole(file)
         if over and (there := hostruns.checkpoints(self.root, run)):
             # nothing is pruned any more: the newest of all is wanted
             snapshot.release(self.root, run, keep=self.root / SNAPSHOTS / there[-1].name)
@@ -140,17 +138,12 @@ class _Listing:
     def host(self, base: Path, over: bool) -> None:
         """state.json and the logs of runner and watchdog, into the folder `host` of the run's local copy, `base`."""
         listed = {entry["path"] for entry in self.entries}
-        for path in (
-            self.root / RUNNER / jobstate.STATE,
-            self.root / RUNNER / jobstate.LOG,
-            self.root / WATCHDOG / lease.LOG,
-        ):
-            name = "watchdog.txt" if path.parent.name == WATCHDOG else path.name
-            at = base / HOST / name
+        runner, watchdog = self.root / RUNNER, self.root / WATCHDOG / lease.LOG
+        for path in (runner / jobstate.STATE, runner / jobstate.LOG, watchdog):
+            at = base / HOST / ("watchdog.txt" if path == watchdog else path.name)
             with suppress(OSError):
-                final = over and path.parent.name == RUNNER
                 if hostruns.name_of(self.root, at) not in listed:
-                    self._add(at, self.hashes.of(path) if final else None, source=path)
+                    self._add(at, self.hashes.of(path) if over and path != watchdog else None, source=path)
 
     def _add(self, path: Path, sha256: str | None, size: int | None = None, source: Path | None = None) -> None:
         """path: its place in the local copy, below the same root."""
@@ -159,7 +152,10 @@ class _Listing:
         names = [hostruns.name_of(self.root, one) for one in (path, source)]
         self.entries.append({"path": names[0], "size": size, "sha256": sha256, "from": names[1]})
 
-    def _is_left_out(self, path: Path) -> bool:
-        """Also links, which rsync does not bring, and paths that make a listing void: a person's on a machine that was kept."""
-        odd = path.is_symlink() or not is_safe(hostruns.name_of(self.root, path))
-        return odd or path.name in NEVER or (path.name.startswith(".") and path.name.endswith(".tmp"))
+    def _files(self, paths: Iterable[Path]) -> Iterator[Path]:
+        """Without links, which rsync does not bring, and paths that make a listing void: a person may have put them there."""
+        for path in sorted(paths):
+            temporary = path.name.startswith(".") and path.name.endswith(".tmp")
+            odd = temporary or path.is_symlink() or not is_safe(hostruns.name_of(self.root, path))
+            if path.is_file() and not odd and path.name not in NEVER:
+                yield path

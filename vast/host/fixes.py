@@ -87,5 +87,4 @@ def job_arguments(arguments: Sequence[str], halvings: int, again: bool) -> list[
 
 
 def installing(tool: str | None, command: Sequence[str]) -> list[str]:
-    """The command, with the missing tool installed first, if there is one."""
     return list(command) if tool is None else ["sh", "-c", INSTALL, tool, *command]

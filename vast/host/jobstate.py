@@ -33,6 +33,7 @@ COLUMNS = ("attempt", "command", "started", "ended", "exit_code", "signal", "end
 KEYS = {"schema", "phase", *COLUMNS, "job", "runner", "boot_id", "runs_dir", "fixes", "history"}
 
 State = dict[str, Any]
+_SIGNALS = {one.value: one.name for one in signal.Signals}
 
 # The reason of each exit code. A code that is not here is a bug.
 END_REASONS = {
@@ -82,7 +83,7 @@ def running(state: State, job: Process) -> State:
 
 
 def exit_code_of(returned: int) -> int:
-    """`returned` is the exit code, or -n if signal n killed the job."""
+    """returned: the exit code, or -n if signal n killed the job."""
     return returned if returned >= 0 else 128 - returned
 
 
@@ -96,7 +97,9 @@ def ended(
         "phase": "ended",
         "ended": now.isoformat(timespec="seconds"),
         "exit_code": exit_code,
-        "signal": _signal_name(-returned) if returned < 0 else None,
+        "signal": None
+        if returned >= 0
+        else _SIGNALS.get(-returned, f"signal {-returned}"),  # a real-time one has no name
         "end_reason": reason or END_REASONS.get(exit_code, "bug"),
         "fingerprint": fingerprint,
     }
@@ -109,13 +112,6 @@ def _row(state: State) -> State:
 
 def _record(process: Process) -> dict[str, int]:
     return {"pid": process.pid, "ticks": process.ticks}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"  # a real-time signal
 
 
 # ---- the file ---------------------------------------------------------------------------------------------------------

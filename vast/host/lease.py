@@ -20,8 +20,7 @@ CONFIG, STATE, LEASE, LOG, LOCK = "config.json", "state.json", "lease.json", "lo
 
 
 def nonce(directory: Path) -> str | None:
-    found = read_json_or_nothing(directory / CONFIG).get("nonce")
-    return found if isinstance(found, str) else None
+    return _text(directory / CONFIG, "nonce")
 
 
 def renew(directory: Path, until: float) -> None:
@@ -35,8 +34,7 @@ def renew(directory: Path, until: float) -> None:
 
 
 def token(directory: Path) -> str | None:
-    found = read_json_or_nothing(directory / LEASE).get("token")
-    return found if isinstance(found, str) else None
+    return _text(directory / LEASE, "token")
 
 
 def view(directory: Path) -> dict[str, Any] | None:
@@ -59,8 +57,12 @@ def view(directory: Path) -> dict[str, Any] | None:
 
 def message(directory: Path) -> str:
     """Why it is not armed, or why it ends the machine; else empty."""
-    found = read_json_or_nothing(directory / STATE).get("message")
-    return found if isinstance(found, str) else ""
+    return _text(directory / STATE, "message") or ""
+
+
+def _text(path: Path, key: str) -> str | None:
+    found = read_json_or_nothing(path).get(key)
+    return found if isinstance(found, str) else None
 
 
 def watcher(state: dict[str, Any]) -> Process | None:

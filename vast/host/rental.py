@@ -74,9 +74,7 @@ def release(base: Path, number: int, secrets: Path) -> dict[str, Any]:
 
 
 def directory_of(base: Path, label: str) -> Path:
-    match = _LABEL.fullmatch(label)
-    assert match is not None
-    return base / match[1]
+    return base / label.split("/")[1]
 
 
 def _read(base: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ The names are those of jobs/runs/rundir.py and app/training/checkpoint.py; a tes
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,6 @@ class Checkpoint(NamedTuple):
 
 
 def argument_of(action: str, command: Sequence[str]) -> str | None:
-    """STAGE in `prefill ... run STAGE ...`, for one."""
     found = (following for word, following in pairwise(command) if word == action and not following.startswith("-"))
     return next(found, None)
 
@@ -44,12 +43,10 @@ def list_of(campaign: str) -> str:
     return f"campaigns/{campaign}.json"
 
 
-def runs_of(root: Path, stage: str) -> list[Path]:
-    """The stage's runs, oldest first."""
-    return _sorted(entries(root / stage))
-
-
-def _sorted(paths: Iterable[Path]) -> list[Path]:
+def runs_of(root: Path, stage: str | None = None) -> list[Path]:
+    """The runs of the stage, or of every stage, oldest first."""
+    everywhere = (one for one in entries(root) if not one.name.startswith(".") and not one.is_symlink())
+    paths = [path for one in (everywhere if stage is None else [root / stage]) for path in entries(one)]
     found = [(match, path) for path in paths if (match := _ID.fullmatch(path.name)) and path.is_dir()]
     return [path for _, path in sorted(found, key=lambda one: (one[0][1], int(one[0][2] or 1), one[1]))]
 
@@ -57,10 +54,7 @@ def _sorted(paths: Iterable[Path]) -> list[Path]:
 def runs_of_job(root: Path, command: Sequence[str]) -> list[Path]:
     """The runs that the job may write, oldest first: those of its stage; of a campaign, all that are here."""
     stage = argument_of("run", command)
-    if stage is not None:
-        return runs_of(root, stage)
-    stages = (path for path in entries(root) if not path.name.startswith("."))
-    return [] if campaign_of(command) is None else _sorted(run for stage in stages for run in entries(stage))
+    return [] if stage is None and campaign_of(command) is None else runs_of(root, stage)
 
 
 def run_of(root: Path, state: dict[str, Any] | None) -> Path | None:

@@ -44,7 +44,12 @@ def store(secrets: dict[str, str], directory: Path = DIRECTORY) -> list[str]:
     try:
         _prepare(directory)
         for name, secret in secrets.items():
-            _write(directory / name, secret)
+            temporary = directory / f".{name}.tmp"
+            temporary.unlink(missing_ok=True)
+            # "x" follows no link
+            with open(temporary, "x", encoding="utf-8", opener=lambda at, flags: os.open(at, flags, 0o600)) as file:
+                file.write(secret)
+            temporary.replace(directory / name)
         for path in directory.iterdir():
             if path.name not in secrets:
                 path.unlink()
@@ -75,11 +80,3 @@ def _prepare(directory: Path) -> None:
     if subprocess_run.run(kind, timeout=STAT, env=os.environ).out.strip() not in IN_MEMORY:
         raise RunStateError(directory, "is on a disk, and secrets are kept in memory", "mount a tmpfs on /dev/shm")
     directory.chmod(0o700)
-
-
-def _write(path: Path, secret: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    with open(temporary, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-        file.write(secret)  # "x" follows no link
-    temporary.replace(path)

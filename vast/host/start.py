@@ -4,8 +4,9 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import filterfalse
 from pathlib import Path
 from secrets import randbelow
 from typing import ClassVar
@@ -74,7 +75,10 @@ def _runs(observed: jobstate.State) -> bool:
 
 def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str]) -> fixes.Start:
     if previous is None:
-        return fixes.Start(None, (), halved_before=_halved_elsewhere(root, arguments))
+        unfinished = filterfalse(hostruns.is_complete, reversed(hostruns.runs_of_job(root, arguments)))
+        run = next(unfinished, None)  # it may have come here from another machine
+        halved = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
+        return fixes.Start(None, (), halved_before=halved if type(halved) is int else 0)
     failure = ""
     if previous["end_reason"] == "missing-tool" and shutil.which(fixes.INSTALLER):
         failure = "\n".join(classify.last_failure(attempt.tail(root / RUNNER / jobstate.LOG, 0)))
@@ -82,17 +86,10 @@ def _plan(root: Path, previous: jobstate.State | None, arguments: Sequence[str])
     return fixes.Start(reason, previous["fixes"], failure)
 
 
-def _halved_elsewhere(root: Path, arguments: Sequence[str]) -> int:
-    """How often the batch of the run that came here from another machine was halved there."""
-    run = next((one for one in reversed(hostruns.runs_of_job(root, arguments)) if not hostruns.is_complete(one)), None)
-    found = read_json_or_nothing(run / "environment.json").get("halve_memory") if run else 0
-    return found if type(found) is int and found > 0 else 0
-
-
 def prune(root: Path, home: str | None) -> None:
     """Make room in the unfinished runs. Checkpoints go that the local copy has or older ones, torn ones, half a final model,
     snapshots; never the newest complete checkpoint of a run."""
-    for run in _unfinished_runs(root):
+    for run in filterfalse(hostruns.is_complete, hostruns.runs_of(root)):
         found = hostruns.checkpoints(root, run)
         at_home = hostruns.step_of(home) if home and home.startswith(f"{hostruns.name_of(root, run)}/") else -1
         spare = {one.path for one in found if one.step > at_home or one is found[-1]}
@@ -102,12 +99,6 @@ def prune(root: Path, home: str | None) -> None:
             shutil.rmtree(path, ignore_errors=True)
         if found:  # else the snapshot is the only checkpoint
             snapshot.release(root, run)
-
-
-def _unfinished_runs(root: Path) -> Iterator[Path]:
-    for stage in _directories(root):
-        if not stage.name.startswith("."):
-            yield from (run for run in hostruns.runs_of(root, stage.name) if not hostruns.is_complete(run))
 
 
 def _directories(directory: Path) -> list[Path]:
@@ -120,7 +111,7 @@ def unlock(root: Path, hf_home: Path) -> None:
     A lock file without a holder is only then in the way when the locks are files and not flock, as on some network disks.
     """
     candidates = [path for folder in ("hub", "datasets") for path in (hf_home / folder).rglob("*.lock")]
-    for run in _unfinished_runs(root):
+    for run in filterfalse(hostruns.is_complete, hostruns.runs_of(root)):
         pid = hostruns.holder(run)
         found = None if pid is None else processes.stat(pid)
         if (run / "lock").exists() and (found is None or found.dead):

@@ -64,8 +64,9 @@ class WatchedMachine:
         return passed
 
     def sleep(self, seconds: float) -> None:
-        if os.getpid() == 1:
-            self._reap()
+        with suppress(ChildProcessError):  # the first process of a container inherits every orphan
+            while os.getpid() == 1 and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         self.pause(seconds)
 
     def token(self) -> str | None:
@@ -119,12 +120,6 @@ class WatchedMachine:
                 os.write(1, line.encode(errors="replace"))
         with suppress(OSError), (self.directory / lease.LOG).open("a", encoding="utf-8", errors="replace") as file:
             file.write(line)
-
-    def _reap(self) -> None:
-        """The first process of a container inherits every orphan."""
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
 
 
 def delete(instance: OwnInstance, timeout: float = API_SECONDS) -> str:

@@ -95,7 +95,6 @@ class Engine:
         return self._object(self.api.inspect_container, container)
 
     def containers(self, label: str) -> list[str]:
-        """The ids of the containers that have the label, running or not."""
         with classified():
             found = self.api.containers(all=True, filters={"label": label})
             if not isinstance(found, list):

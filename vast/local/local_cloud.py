@@ -177,21 +177,15 @@ def _instance(row: dict[str, Any], name: str) -> ports.Instance | None:
     if RUN not in labels:
         return None
     status = STATUS.get(str(state["Status"]), ports.Status.UNKNOWN)
+    text = str(state.get("Error") or (f"ended with {state.get('ExitCode')}" if status is ports.Status.EXITED else ""))
     machine = str(labels.get(MACHINE, ""))
     return ports.Instance(
         id=_number(ident),
         label=str(labels[RUN]),
         machine_id=int(machine) if machine.isdigit() else 0,
         status=status,
-        message=_message(state, status),
+        message=f"{text}; out of memory" if state.get("OOMKilled") else text,
         dollars_per_hour=0.0,
         end=None,
         addresses=(ports.Address(ident[:ID_DIGITS], 0),),
     )
-
-
-def _message(state: dict[str, Any], status: ports.Status) -> str:
-    text = str(state.get("Error") or "")
-    if status is ports.Status.EXITED and not text:
-        text = f"ended with {state.get('ExitCode')}"
-    return f"{text}; out of memory" if state.get("OOMKilled") else text

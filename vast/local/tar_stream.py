@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
+from jobs.runs.atomic import is_safe
 from vast.local.engine_errors import EngineError
 
 CHUNK = 1 << 16
@@ -23,16 +24,18 @@ class OddArchive(EngineError):
     """An archive, or a path, other than the requested one."""
 
 
+class NoFile(OddArchive):
+    """A link, a directory or a device in the place of a file."""
+
+
 class NoRoom(EngineError):
     """No space left on this machine's disk."""
 
 
-def inside(path: str) -> PurePosixPath:
-    """A relative path that stays below where it is put. Raises OddArchive."""
-    pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or pure == PurePosixPath("."):
+def require_safe(path: str) -> None:
+    """Raises OddArchive for a path that may lead out of where it is put."""
+    if not is_safe(path):
         raise OddArchive(f"{path!r} is no path below its directory")
-    return pure
 
 
 class _Stream:
@@ -56,7 +59,7 @@ def save(chunks: Iterable[bytes], target: Path) -> None:
         with tarfile.open(fileobj=cast(IO[bytes], _Stream(chunks)), mode="r|") as archive:
             member = archive.next()
             if member is None or not member.isreg():
-                raise OddArchive(f"{target.name}: expected one regular file")
+                raise (OddArchive if member is None else NoFile)(f"{target.name}: expected one regular file")
             if _is_same(target, member):
                 return
             content: Any = archive.extractfile(member)
@@ -99,7 +102,8 @@ def pack(source: Path, paths: Sequence[str], owner: tuple[int, int], below: str)
     """
     made = {"."}
     for path in paths:
-        name = PurePosixPath(below, inside(path))
+        require_safe(path)
+        name = PurePosixPath(below, path)
         for parent in reversed(name.parents):
             if str(parent) not in made:
                 made.add(str(parent))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vast.local.engine import Engine
 from vast.local.engine_errors import EngineError, Missing, Refused
-from vast.local.tar_stream import NoRoom, OddArchive, inside, pack, save
+from vast.local.tar_stream import NoFile, NoRoom, OddArchive, pack, require_safe, save
 from vast.ports import Address, Seconds
 from vast.shell.transport import FREELY, Argv, Pace, Reply
 
@@ -55,13 +55,14 @@ class LocalTransport:
         """A file that is missing, or not a regular one, does not stop the others: exit code 1, and its name in `err`."""
         until = self._engine.now() + timeout
         wrong: list[str] = []
+        links: set[str] = set()
         for path in paths:
             if self._engine.now() >= until:
                 return Reply("timeout", err="\n".join([*wrong, f"no end within {timeout:g} s"]))
             try:
-                target = into / inside(path)
+                require_safe(path)
                 with closing(self._engine.archive(address.host, f"{root}/{path}")) as chunks:
-                    save(self._until(chunks, until, pace), target)
+                    save(self._until(chunks, until, pace), into / path)
             except NoRoom as error:
                 return Reply("ok", 1, err=str(error), no_room=True)
             except EngineError as error:
@@ -69,7 +70,8 @@ class LocalTransport:
                 if reply.kind != "ok":
                     return reply
                 wrong.append(f"{path}: {error}")
-        return Reply("ok", 1 if wrong else 0, err="\n".join(wrong))
+                links |= {path} if isinstance(error, NoFile) else set()
+        return Reply("ok", 1 if wrong else 0, err="\n".join(wrong), links=frozenset(links))
 
     def send(
         self, address: Address, source: Path, root: str, paths: Sequence[str], *, timeout: Seconds, pace: Pace = FREELY

@@ -107,7 +107,7 @@ def _next(runs_dir: Path, by_stage: Mapping[str, Sequence[RunDir]], campaigns: M
     """What to type, most urgent first: machines that cost money, then runs that ended early, then what was never run."""
     found = [f"{one.run}: {one.note}" for one in rented if one.note]
     found += [f"{one.run}: its journal is broken, and it may have a machine: python -m vast reap" for one in rented
-              if one.phase == "broken"]  # fmt: skip
+              if one.phase == "broken" and "docker rm" not in one.note]  # fmt: skip
     for stage, runs in by_stage.items():
         state = runs[-1].state() if runs else "complete"
         again = make_command(stage, profile=_profile(runs), runs_dir=runs_dir)

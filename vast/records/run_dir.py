@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from jobs import lock
 from jobs.errors import RunStateError, UserError
@@ -32,6 +32,7 @@ from vast.supervisor import journal
 from vast.supervisor.journal import LOCK
 from vast.supervisor.state import RunState
 
+T = TypeVar("T")
 VAST = "vast"  # below the runs directory
 RENTING: Seconds = 60.0  # from the answer to the first record of the journal: a key pair is made meanwhile
 
@@ -53,6 +54,11 @@ class RunRequest:
 
 
 class Folder:
+    """ending: set to end the run. Then a policy, a request or a nonce that cannot be read has a default in its place, and nothing
+    has to be written: the disk may be full."""
+
+    ending = False
+
     def __init__(self, runs_dir: Path, run_id: str) -> None:
         self.runs_dir, self.run_id = runs_dir, run_id
         self.path = path = runs_dir / VAST / run_id
@@ -74,46 +80,38 @@ class Folder:
         write_text_atomically(self.path / name, text)
 
     def request(self) -> RunRequest:
-        with self._remedied():
-            fields: dict[str, Any] = read_json(self.path / "request.json")
-            lists = {key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}
-            try:
-                return RunRequest(**{**fields, **lists})
-            except TypeError:
-                raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
+        return self._read(self._request, lambda: RunRequest("unknown", "unknown", "unknown"))
+
+    def _request(self) -> RunRequest:
+        fields: dict[str, Any] = read_json(self.path / "request.json")
+        lists = {key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}
+        try:
+            return RunRequest(**{**fields, **lists})
+        except TypeError:
+            raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None
 
     def kept_policy(self) -> Policy:
         """The policy that was decided for the run. Raises RunStateError."""
-        with self._remedied():
-            return policies.load(self.policy)
-
-    @contextmanager
-    def _remedied(self) -> Iterator[None]:
-        """A file of a run that may bill is never to be mended by removing the run."""
-        try:
-            yield
-        except UserError as error:
-            remedy = f"restore the file; or end the run, which needs none: python -m vast down {self.run_id}"
-            raise RunStateError(error.where, error.fact, remedy) from None
-
-    def mend(self) -> None:
-        """Put defaults in the place of a policy or a request that cannot be read: ending a run needs neither. Raises DiskFull."""
-        unknown = json.dumps(asdict(RunRequest("unknown", "unknown", "unknown")))
-        for name, read, text in (
-            ("policy.yaml", self.kept_policy, policies.text(policies.load())),
-            ("request.json", self.request, unknown),
-        ):
-            try:
-                read()
-            except UserError:
-                self._write(name, text)
+        return self._read(lambda: policies.load(self.policy), policies.load)
 
     def nonce(self) -> str:
+        return self._read(self._nonce, str)
+
+    def _nonce(self) -> str:
         try:
             return (self.path / "nonce").read_text(encoding="ascii").strip()
         except (OSError, ValueError):
-            remedy = "end its machines: python -m vast reap"
-            raise RunStateError(self.path / "nonce", "cannot be read", remedy) from None
+            raise RunStateError(self.path / "nonce", "cannot be read") from None
+
+    def _read(self, read: Callable[[], T], otherwise: Callable[[], T]) -> T:
+        """A file of a run that may bill is never to be mended by removing the run, and is not needed to end it."""
+        try:
+            return read()
+        except UserError as error:
+            if self.ending:
+                return otherwise()
+            remedy = f"restore the file; or end the run, which needs none: python -m vast down {self.run_id}"
+            raise RunStateError(error.where, error.fact, remedy) from None
 
     def is_supervised(self) -> bool:
         """Whether a living process of this machine supervises the run."""
@@ -127,15 +125,27 @@ class Folder:
             return "another process"
 
     def last(self) -> journal.Last | None:
-        return journal.read(self.path)
+        """The last record. Raises RunStateError; `reap` knows no container of this machine."""
+        try:
+            return journal.read(self.path)
+        except RunStateError as error:
+            if not self.local.exists():
+                raise
+            remedy = f"end the run's container: docker rm --force --volumes prefill-{self.run_id}"
+            raise RunStateError(error.where, error.fact, remedy) from None
 
     def state(self) -> RunState:
         """The newest state. Raises RunStateError, also where the run was never begun."""
         last = self.last()
         if last is None:
-            fact = "was never begun, so nothing was rented"
-            raise RunStateError(self.path, fact, f"remove it: rm -r {self.path}; start a new one: python -m vast up")
+            raise self.never_begun()
         return last.state
+
+    def never_begun(self) -> RunStateError:
+        again = f"start a new one: python -m vast {'local' if self.local.exists() else 'up'}"
+        return RunStateError(
+            self.path, "was never begun, so no machine was taken", f"remove it: rm -r {self.path}; {again}"
+        )
 
     def ask(self, what: Path, why: str) -> None:
         """Store a request, so that it outlives the requesting process."""

@@ -59,12 +59,12 @@ class Session:
 
         Raises RunStateError if another supervisor holds the run or took it over, or if there is no run to continue.
         """
-        journal = self._journal()
+        journal, no_record = self._journal()
         try:
             last = self.folder.last()
             chosen = plan if last is None else last.plan
             if chosen is None:
-                raise RunStateError(self.folder.path, "was never begun", "start a new one: python -m vast up")
+                raise self.folder.never_begun()
             cloud = self.cloud
             if chosen.account is not None:
                 cloud = cast(Cloud, AccountGuard(cloud, chosen.account, self.folder))
@@ -73,7 +73,6 @@ class Session:
                 WakingClock(self.clock, self._asked, self._serve_pull),
                 last=last, contract=self._contract, asked=self._asked, tell=self._notify, on_look=self._on_look,
             )  # fmt: skip
-            no_record = None
             try:
                 self.supervisor = make(journal)
             except (DiskFull, OSError) as error:
@@ -107,13 +106,18 @@ class Session:
         machine = None if self.supervisor is None else self.supervisor.state.machine
         return None if machine is None else machine.id
 
-    def _journal(self) -> FileJournal:
-        """Raises RunStateError, DiskFull; for `vast down` a full disk is no reason to leave a machine alive."""
+    def _journal(self) -> tuple[FileJournal, str | None]:
+        """The journal, and why it is not on the disk: for `vast down` that is no reason to leave a machine alive.
+
+        Raises RunStateError, DiskFull.
+        """
         try:
-            return FileJournal(self.folder.path)
-        except (DiskFull, OSError) as error:
+            return FileJournal(self.folder.path), None
+        except (UserError, OSError) as error:
             if self.ending:
-                return MemoryJournal(self.folder.path)
+                return MemoryJournal(self.folder.path), _reason(error)
+            if isinstance(error, UserError) and not isinstance(error, DiskFull):
+                raise
             remedy = f"make room; or end the run, which needs none: python -m vast down {self.folder.run_id}"
             raise DiskFull(self.folder.path, f"its journal cannot be written ({_reason(error)})", remedy) from None
 
@@ -189,7 +193,8 @@ class Session:
         meaning = ALERTS.get(what) or REASONS[what].meaning
         if what in ABOUT_CONTACT and not message:
             message = self._contact
-        source = "the market" if what == "refused" else "the host"
+        maker = "the engine" if self.folder.local.exists() else "the market"
+        source = maker if what == "refused" else "the host"
         self.say(f"alert: {what}: {meaning}" + (f"; {source}: {message}" if message else ""))
         self._call_hook("alert", what, state)
 
@@ -240,7 +245,9 @@ def _reason(error: Exception) -> str:
 
 def pull_outcome(got: Pulled) -> str:
     return (
-        f"{got.bytes / 1e6:.1f} MB fetched and verified" if got.verified else f"not whole: {got.message or 'try again'}"
+        f"{got.bytes / 1e6:.1f} MB fetched and verified{got.message and f'; {got.message}'}"
+        if got.verified
+        else f"not whole: {got.message or 'try again'}"
     )
 
 

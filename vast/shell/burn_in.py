@@ -31,14 +31,15 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
     slowdown = 1.0
     numbers = {name: value for name in RATES if (value := finite(answer.get(name))) is not None}
     cards = answer.get("gpus")
-    cards = [one for one in cards if isinstance(one, dict)] if isinstance(cards, list) else []
+    cards = [one for one in cards[: host_reports.MOST] if isinstance(one, dict)] if isinstance(cards, list) else []
     if gpus is not None and gpus != len(cards):
         problems.append(f"{len(cards)} GPUs answer, and the contract has {gpus}")
     for index, card in enumerate(cards):
         found = {name: value for name in OF_A_GPU if (value := finite(card.get(name))) is not None}
         numbers |= {f"gpu{index}_{name}": value for name, value in found.items()}
-        known = _known(host_reports.word(card.get("name")) or "")
-        if known is None:
+        try:
+            known = gpu_named(host_reports.word(card.get("name")) or "")
+        except ConfigError:
             continue
         problems += [f"GPU {index}: {text}" for text in _too_little(known, found)]
         if found.get("tflops", 0.0) > 0:
@@ -51,14 +52,6 @@ def judged(answer: Mapping[str, Any] | None, gpus: int | None, now: Seconds) -> 
     if len(problems) > MOST:
         problems = [*problems[:MOST], f"and {len(problems) - MOST} more"]
     return BurnIn(not problems, tuple(problems), tuple(sorted(numbers.items())), slowdown=slowdown)
-
-
-def _known(name: str) -> Gpu | None:
-    """The data sheet of the model that the driver names."""
-    try:
-        return gpu_named(name)
-    except ConfigError:
-        return None
 
 
 def _too_little(known: Gpu, found: Mapping[str, float]) -> list[str]:

@@ -19,6 +19,7 @@ MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, i
 NOT_PULLED = frozenset({"lock"})  # of the process that writes there; no process here holds it
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST = 100_000  # files
+LONGEST = 64 * 2**20  # bytes of a file that is read whole here
 
 
 class ListingRefused(ValueError):
@@ -34,9 +35,11 @@ class Listed:
 
 
 class Listing:
-    def __init__(self, answer: Mapping[str, Any] | None, own: str, shared: str | None = None) -> None:
+    def __init__(
+        self, answer: Mapping[str, Any] | None, own: str, shared: str | None = None, stage: str | None = None
+    ) -> None:
         """What `files` printed. `own`: where files go that belong to no run, relative to the runs directory. `shared`: the one
-        file outside of runs, a campaign's list of them.
+        file outside of runs, a campaign's list of them. `stage`: the job's; None: any that is known here.
 
         Raises ListingRefused.
         """
@@ -45,6 +48,8 @@ class Listing:
         run = self.run = run_name(answer.get("run"))
         if run is None and answer.get("run") is not None:
             raise ListingRefused(f"the run {answer['run']!r:.100} has an odd name")
+        if run is not None and stage not in (None, run.split("/")[0]):
+            raise ListingRefused(f"the run {run} is not one of {stage}")
         entries = answer.get("files")
         if not isinstance(entries, list) or len(entries) > MOST:
             raise ListingRefused("the listing names no files, or too many")
@@ -56,9 +61,11 @@ class Listing:
         checkpoint = checkpoint_name(answer.get("checkpoint"), run)
         if checkpoint is None and answer.get("checkpoint") is not None:
             raise ListingRefused(f"the checkpoint {answer['checkpoint']!r:.100} is not of the run {run}")
-        self.checkpoint = checkpoint if checkpoint is not None and _names_whole(checkpoint, files) else None
-        # the run is complete, and everything of it is listed
-        whole = run is not None and {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= paths
+        # a checkpoint counts only with a sha256 for each of its files, the mark among them
+        of_it = {one.path: one.sha256 for one in files if one.path.startswith(f"{checkpoint}/")}
+        self.checkpoint = checkpoint if f"{checkpoint}/{MARK}" in of_it and all(of_it.values()) else None
+        # the run is complete, and everything of it is listed, with what those two are to be
+        whole = {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files if one.sha256 is not None}
         self.complete = whole and answer.get("complete") is True
         self.more = answer.get("more") is True  # another run of the campaign is to be listed
         self.done = answer.get("done") is True  # the whole job is
@@ -75,16 +82,11 @@ def _listed(entry: object, run: str | None, own: str, shared: str | None) -> Lis
         raise ListingRefused(f"{path}: its size is no number of bytes")
     if sha256 is not None and not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
         raise ListingRefused(f"{path}: its sha256 is none")
+    if size > LONGEST and (path == shared or PurePosixPath(path).name in (MARK, MANIFEST, SUMMARY)):
+        raise ListingRefused(f"{path}: {size} bytes are too many for a list")
     if path.startswith(f"{HOST}/"):
         path = f"{own}/{path}"
     allowed = [f"{own}/{HOST}/", *([] if run is None else [f"{run}/"])]
     if not path.startswith(tuple(allowed)) and path != shared:
         raise ListingRefused(f"the path {path!r:.100} is not one of the run {run}")
     return Listed(path, source, size, sha256)
-
-
-def _names_whole(checkpoint: str, files: list[Listed]) -> bool:
-    """A checkpoint counts only with a sha256 for each of its files, the mark among them."""
-    of_it = [one for one in files if one.path.startswith(f"{checkpoint}/")]
-    marked = any(one.path == f"{checkpoint}/{MARK}" for one in of_it)
-    return marked and all(one.sha256 is not None for one in of_it)

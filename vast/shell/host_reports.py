@@ -6,8 +6,10 @@ An odd or missing value is None. Text is cut, and its control characters are rem
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
+from jobs.config.load import stage_names
 from jobs.runs.atomic import finite
 from jobs.runs.runfiles import ID_PATTERN
 from vast.ports import Host, JobReport
@@ -15,6 +17,7 @@ from vast.secrets import printable
 
 PHASES = frozenset({"absent", "starting", "running", "ended", "lost"})  # of vast/host/jobstate.py, and none
 LONGEST = 500  # characters of a text
+MOST = 100  # of a list
 LARGEST = 10**15  # of a count: arithmetic with a longer integer of JSON overflows a float
 _RUN = re.compile(rf"[a-z0-9][a-z0-9._-]*/{ID_PATTERN.pattern}")
 _CHECKPOINT = re.compile(r"(.+)/checkpoints/checkpoint-(\d{1,12})")
@@ -40,22 +43,19 @@ def host(answer: Mapping[str, Any] | None, nonce: str) -> Host:
     boot, switch = word(answer.get("boot")), answer.get("watchdog")
     if boot is None:
         return Host("unreachable", message="its report has no boot id")
+    switch = switch if isinstance(switch, dict) else {}
+    armed = switch.get("armed")
     return Host(
         "ok",
         boot,
-        armed(switch),
+        armed if isinstance(armed, bool) else None,
         job(answer.get("job")),
         finite(answer.get("gpu_percent")),
         finite(answer.get("gpu_memory_percent")),
         word(answer.get("gpu_fault")),
         word(answer.get("message")) or "",
-        finite(switch.get("uptime")) if isinstance(switch, dict) else None,
+        finite(switch.get("uptime")),
     )
-
-
-def armed(watchdog: object) -> bool | None:
-    found = watchdog.get("armed") if isinstance(watchdog, dict) else None
-    return found if isinstance(found, bool) else None
 
 
 def job(value: object) -> JobReport | None:
@@ -67,14 +67,14 @@ def job(value: object) -> JobReport | None:
         return None
     run = run_name(value.get("run"))
     fixes = value.get("fixes")
-    texts = [word(fix) for fix in fixes] if isinstance(fixes, list) else []
+    texts = map(word, fixes[:MOST]) if isinstance(fixes, list) else ()
     return JobReport(
         value["phase"],
         attempt,
         code,
         word(value.get("end_reason")),
         word(value.get("fingerprint")),
-        tuple(text for text in texts if text),
+        tuple(filter(None, texts)),
         run,
         count(value.get("step")) or 0,
         count(value.get("total")) or 0,
@@ -87,8 +87,15 @@ def job(value: object) -> JobReport | None:
 
 
 def run_name(value: object) -> str | None:
-    """STAGE/YYYYmmdd-HHMMSS, or None."""
-    return value if isinstance(value, str) and _RUN.fullmatch(value) else None
+    """STAGE/YYYYmmdd-HHMMSS, or None. Of a stage that is known here: `vast` is a directory there too, and a journal or a policy
+    of the host's own making in it would be believed."""
+    odd = not isinstance(value, str) or len(value) > LONGEST or not _RUN.fullmatch(value)
+    return None if odd or str(value).split("/")[0] not in _stages() else str(value)
+
+
+@cache
+def _stages() -> frozenset[str]:
+    return frozenset(stage_names())
 
 
 def checkpoint_name(value: object, run: str | None) -> str | None:

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from jobs.errors import EXIT_USER, UserError
 from vast.host.runs import list_of
@@ -148,10 +147,9 @@ class HostShell:
         return self._run(self._reach(addresses), "stop", *grace).done
 
     def renew_lease(self, addresses: Addresses, until_deadline: Seconds) -> bool | None:
-        address = self._reach(addresses)
-        return None if address is None else self._renew(address, until_deadline)
+        return self._renew(self._reach(addresses), until_deadline)
 
-    def _renew(self, address: Address, until_deadline: Seconds) -> bool | None:
+    def _renew(self, address: Address | None, until_deadline: Seconds) -> bool | None:
         self._lease = (self.clock.monotonic(), until_deadline)
         return self._run(address, "lease", "--until", f"{max(0.0, until_deadline):.0f}").done
 
@@ -170,14 +168,14 @@ class HostShell:
 
     def log(
         self, addresses: Addresses, tail: int | None = None, follow_from: int | None = None
-    ) -> dict[str, Any] | None:
-        """{"offset", "next", "text"} of the job's output, see vast/host/__main__.py; None: no answer, or there is no log yet."""
+    ) -> tuple[str, int] | None:
+        """Output of the job, and the byte at which the rest begins (vast/host/__main__.py); None: no answer, or no log yet."""
         options = [("--tail", tail), ("--follow-from", follow_from)]
         words = [word for name, value in options if value is not None for word in (name, str(value))]
         reply = self._run(self._reach(addresses), "log", *words)
-        answer = host_reports.parse(reply.out) if reply.good else None
-        odd = answer is None or not isinstance(answer.get("text"), str) or type(answer.get("next")) is not int
-        return None if odd else answer
+        answer = (host_reports.parse(reply.out) if reply.good else None) or {}
+        text, following = answer.get("text"), host_reports.count(answer.get("next"))
+        return None if following is None or not isinstance(text, str) else (text, following)
 
     def _run(
         self, address: Address | None, *words: str, stdin: bytes = b"", timeout: Seconds = COMMAND, pace: Pace = FREELY
@@ -257,8 +255,9 @@ class HostShell:
                 return listed
             pulled = pull(copy, listed, fetch)
             came, done = came + pulled.bytes, listed.done
-            if not pulled.verified:
+            if pulled.message:
                 log.warning("pull: %s", pulled.message)
+            if not pulled.verified:
                 return replace(pulled, bytes=came)
             if not listed.more or listed.run not in copy.complete_runs():
                 break
@@ -278,7 +277,7 @@ class HostShell:
             return Pulled(False, message=reply.reason)
         shared = None if self.copy.campaign is None else list_of(self.copy.campaign)
         try:
-            return Listing(host_reports.parse(reply.out), self.copy.name, shared)
+            return Listing(host_reports.parse(reply.out), self.copy.name, shared, self.copy.stage)
         except ListingRefused as error:
             log.warning("pull: %s", error)
             return Pulled(False, message=str(error))

@@ -22,7 +22,7 @@ from jobs.runs.atomic import is_safe, sha256_of, sync_directory, write_text_atom
 from vast.host.runs import list_of, step_of
 from vast.ports import Pulled
 from vast.shell import host_reports
-from vast.shell.file_list import MARK, SUMMARY
+from vast.shell.file_list import MANIFEST, MARK, SUMMARY
 
 RECEIPT, STAGING = "home.json", "staging"
 KEEP = 2  # checkpoints of a run that are kept here
@@ -51,10 +51,11 @@ _codec = TypeAdapter(Receipt)
 
 class LocalCopy:
     """runs_dir: where runs are kept here. own: the directory of the rented run, below it. campaign: its name, if the job is
-    one; earlier: its runs that were complete here before."""
+    one; earlier: its runs that were complete here before. stage: the only one whose runs are the job's."""
 
-    def __init__(self, runs_dir: Path, own: Path, campaign: str | None = None, earlier: Sequence[str] = ()) -> None:
-        self.runs_dir, self.own, self.campaign, self.earlier = runs_dir, own, campaign, earlier
+    def __init__(self, runs_dir: Path, own: Path, campaign: str | None = None, earlier: Sequence[str] = (),
+                 stage: str | None = None) -> None:  # fmt: skip
+        self.runs_dir, self.own, self.campaign, self.earlier, self.stage = runs_dir, own, campaign, earlier, stage
         self.staging, self.name = own / STAGING, own.relative_to(runs_dir).as_posix()
         self.receipt = self._read()
 
@@ -108,15 +109,19 @@ class LocalCopy:
             return self._agrees(self.receipt.run)
         try:
             known = atomic.read_json(self.runs_dir / list_of(self.campaign))
-            runs = [str(one["run"]) for one in known["runs"]]
+            runs = [host_reports.run_name(one["run"]) for one in known["runs"]]
         except (DataError, KeyError, TypeError):
             return False
         return 0 < len(runs) == known.get("cells") and all(map(self._agrees, runs))
 
     def _agrees(self, run: str | None) -> bool:
-        if run is None or not (self.runs_dir / run / SUMMARY).is_file():
-            return False
-        return not atomic.differences(self.runs_dir / run)
+        return run is not None and (self.runs_dir / run / SUMMARY).is_file() and not self.differences(run)
+
+    def differences(self, run: str) -> list[str]:
+        """From its manifest, which a host has made: no file outside of the run, which may have no end, is read."""
+        named = atomic.read_json_or_nothing(self.runs_dir / run / MANIFEST).get("files")
+        odd = [name for name in named if not is_safe(name)] if isinstance(named, dict) else []
+        return [f"{name!r:.100}: is no path of a run" for name in odd] or atomic.differences(self.runs_dir / run)
 
     def complete_runs(self) -> list[str]:
         """The runs of a campaign that are complete here: no machine has to make them."""

@@ -7,18 +7,16 @@ from queue import Empty, SimpleQueue
 
 from vast.ports import Seconds
 
-Target = tuple[str, int]  # host name or address, and port
 
-
-def is_up(targets: Sequence[Target], timeout: Seconds = 5.0) -> bool:
-    """Whether one of `targets` takes a TCP connection within `timeout` seconds, the resolution of its name included.
+def is_up(targets: Sequence[tuple[str, int]], timeout: Seconds = 5.0) -> bool:
+    """Whether one of `targets` (host, port) takes a TCP connection within `timeout` seconds, the resolution of its name included.
 
     Take targets that have nothing to do with the host in question, such as the market's API. Not covered: a network from
     which only a proxy leads out; there the proxy is the target.
     """
     answers: SimpleQueue[bool] = SimpleQueue()
 
-    def connect(target: Target) -> None:
+    def connect(target: tuple[str, int]) -> None:
         try:
             socket.create_connection(target, timeout).close()
             answers.put(True)

@@ -2,6 +2,7 @@
 
 An interrupted pull leaves the last good copy, and the next pull continues it. A checkpoint comes as a whole
 directory; a run counts as complete with summary.json, which is moved last, after all that the manifest names was read.
+A link on the host is never followed. Older images name such links in a run's manifest: they are left out here, and named.
 """
 
 import errno
@@ -24,6 +25,7 @@ from vast.shell.transport import Reply
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
 LEAST = RESERVE // 2  # with less, a transfer ends: a host may send more than it has listed, and others write here too
 SHOWN = 3  # problems named in a message
+LACKING = "it did not come"
 
 Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how many bytes are to come
 
@@ -32,13 +34,10 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
-def pull(copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int] = free_bytes) -> Pulled:
-    """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk.
-
-    free: bytes free on the disk of a directory.
-    """
+def pull(copy: LocalCopy, listing: Listing, fetch: Fetch) -> Pulled:
+    """Pull the files of `listing` that are not here yet. Raises nothing for faults of the host, the network or the disk."""
     try:
-        return _Pull(copy, listing, fetch, free).run()
+        return _Pull(copy, listing, fetch).run()
     except (UserError, OSError) as error:
         if isinstance(error, DiskFull) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             return _no_room(copy, listing, str(error))
@@ -52,9 +51,11 @@ def _no_room(copy: LocalCopy, listing: Listing, message: str) -> Pulled:
 
 
 class _Pull:
-    def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch, free: Callable[[Path], int]) -> None:
-        self.copy, self.listing, self.fetch, self.free = copy, listing, fetch, free
+    def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch) -> None:
+        self.copy, self.listing, self.fetch = copy, listing, fetch
+        self._last = (f"{listing.run}/{MANIFEST}", f"{listing.run}/{SUMMARY}")
         self.problems: dict[str, str] = {}  # by path
+        self.links: list[str] = []  # paths that are links on the host, outside of checkpoints
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
@@ -67,12 +68,12 @@ class _Pull:
         self._prepare(wanted)
         held = sum(map(self._staged_size, wanted))
         coming = sum(max(0, one.size - self._staged_size(one)) for one in wanted)
-        if coming + RESERVE > self.free(copy.staging):
+        if coming + RESERVE > free_bytes(copy.staging):
             fact = f"{coming / 1e9:.1f} GB are to come, and there is no room for them"
             return _no_room(copy, listing, f"{copy.runs_dir}: {fact}")
         reply = self.fetch([one.source for one in wanted], coming) if wanted else Reply("ok")
         came = max(0, sum(map(self._staged_size, wanted)) - held)  # also of files that are fetched again or continued
-        if reply.no_room or (not reply.good and self.free(copy.staging) < LEAST):
+        if reply.no_room or (not reply.good and free_bytes(copy.staging) < LEAST):
             return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
             return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)
@@ -83,7 +84,9 @@ class _Pull:
             copy.prune()
         shown = [f"{path}: {why}" for path, why in self.problems.items()]
         more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        message = "; ".join([*shown[:SHOWN], *more, *([reply.reason] if self.problems and not reply.good else [])])
+        left_out = [f"left out, since it is a link there: {', '.join(self.links)}"] if self.links else []
+        ended = [reply.reason] if self.problems and not reply.good else []
+        message = "; ".join([*shown[:SHOWN], *more, *left_out, *ended])
         return Pulled(not self.problems, listing.run, copy.newest(), complete, came, message=message)
 
     # ---- staging
@@ -116,6 +119,10 @@ class _Pull:
     def _is_good(self, one: Listed, reply: Reply) -> bool:
         """A file that differs from the listing is removed, so that the next pull fetches it anew."""
         why = self._fault(one)
+        kept = (*self._last, f"{self.listing.run}/checkpoints/")  # are whole or not there
+        if why == LACKING and one.source in reply.links and not one.path.startswith(kept):
+            self.links.append(one.path)
+            return False
         if why is None:  # without a hash only the transfer's exit code shows that it is whole
             return one.sha256 is not None or reply.good
         if one.sha256 is not None:
@@ -134,7 +141,7 @@ class _Pull:
         try:
             found = path.lstat()
         except OSError:
-            return "it did not come"
+            return LACKING
         if not stat.S_ISREG(found.st_mode):
             return "it is no regular file"
         if one.sha256 is None:
@@ -149,7 +156,7 @@ class _Pull:
         """Move what is verified; whether the run itself is complete now."""
         copy, listing = self.copy, self.listing
         run = listing.run
-        last = [f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"]
+        last = self._last
         in_checkpoint = {one.path for one in listing.files if one.path.startswith(f"{run}/checkpoints/")}
         if run is not None:
             copy.write(run, self._known(good))
@@ -162,8 +169,12 @@ class _Pull:
             return False
         by_path = {one.path: one for one in good}
         if last[0] in by_path:
+            manifest = self._staged(by_path[last[0]])
+            if self.links and isinstance((found := atomic.read_json(manifest)).get("files"), dict):
+                files = {k: v for k, v in found["files"].items() if f"{run}/{k}" not in self.links}
+                atomic.write_text_atomically(manifest, atomic.encode({**found, "files": files}, indent=1))
             self._move(by_path[last[0]])
-        if different := atomic.differences(copy.runs_dir / str(run)):
+        if different := copy.differences(str(run)):
             self.problems[last[0]] = f"the run differs from its manifest: {different[0]}"
             return False
         if last[1] in by_path:
@@ -174,7 +185,7 @@ class _Pull:
         """For the receipt: what came, and what was here and has been compared with the listing."""
         found, came = {}, {one.path for one in good}
         for one in self.listing.files:
-            if one.sha256 is not None and one.path not in self.problems:
+            if one.sha256 is not None and one.path not in (*self.problems, *self.links):
                 at = self._staged(one) if one.path in came else self.copy.runs_dir / one.path
                 found[one.path] = Known(one.size, one.sha256, at.lstat().st_mtime_ns)
         return found

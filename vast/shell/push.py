@@ -51,7 +51,6 @@ class Input:
 
 
 def time_for(size: int) -> Seconds:
-    """How long a transfer of `size` bytes may take at most."""
     return LEAST + size / SLOWEST
 
 
@@ -96,7 +95,13 @@ def of_run(copy: LocalCopy) -> list[str] | None:
     run = copy.receipt.run
     if run is None or (copy.runs_dir / run / file_list.SUMMARY).exists():
         return None
-    checkpoint, final = copy.newest(deep=True), _whole_final(copy, run)
+    checkpoint = copy.newest(deep=True)
+    # the trained model, if the last pull brought all of it: scoring then continues without training again
+    here = sorted(path for path in (copy.runs_dir / run / "final").rglob("*") if path.is_file())
+    final = [path.relative_to(copy.runs_dir).as_posix() for path in here]
+    known = {path for path in copy.receipt.files if path.startswith(f"{run}/final/")}
+    if set(final) != known or not all(copy.is_verified(path, deep=True) for path in final):
+        final = []
     if checkpoint is None and not final:
         return None
     files = [path.name for path in (copy.runs_dir / run).iterdir() if path.is_file() and not path.is_symlink()]
@@ -104,11 +109,3 @@ def of_run(copy: LocalCopy) -> list[str] | None:
     sent = (name for name in sorted(files) if name not in NOT_PUSHED and not name.startswith("."))
     own = [f"{run}/{name}" for name in sent if is_safe(name)]
     return [*own, *final, *([] if checkpoint is None else copy.files_of(checkpoint))]
-
-
-def _whole_final(copy: LocalCopy, run: str) -> list[str]:
-    """The files of the trained model, if the last pull brought it: scoring then continues without training again."""
-    final = copy.runs_dir / run / "final"
-    here = [path.relative_to(copy.runs_dir).as_posix() for path in sorted(final.rglob("*")) if path.is_file()]
-    known = {path for path in copy.receipt.files if path.startswith(f"{run}/final/")}
-    return here if set(here) == known and all(copy.is_verified(path, deep=True) for path in here) else []

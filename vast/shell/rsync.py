@@ -33,6 +33,7 @@ FETCH = ("--inplace",)
 # A profile or weights of our own may be links, which rsync would skip. A host's are never followed.
 SEND = (f"--partial-dir={HALF}", "--copy-links")
 NO_ROOM = ("No space left on device", "Disk quota exceeded")
+_LINK = re.compile(r'skipping non-regular file "([^"\n]+)"')
 SSH_FAILED = 255
 # The exit codes of rsync(1) for a fault of the connection, not of a file.
 CONNECTION = (10, 12, 30, 35, SSH_FAILED)
@@ -74,4 +75,5 @@ def reply(ended: Ended, of_ssh: Callable[[Ended], Reply]) -> Reply:
     """`of_ssh`: the meaning of an end of ssh, also of what ended neither. Code 23 and 24: some files did not come."""
     if ended.code is not None and ended.code > 0 and any(sign in ended.err for sign in NO_ROOM):
         return Reply("ok", ended.code, ended.out, ended.err, no_room=True)
-    return of_ssh(replace(ended, code=SSH_FAILED) if ended.code in CONNECTION else ended)
+    found = of_ssh(replace(ended, code=SSH_FAILED) if ended.code in CONNECTION else ended)
+    return replace(found, links=frozenset(_LINK.findall(ended.out)))

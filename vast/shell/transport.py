@@ -28,6 +28,7 @@ class Reply:
     out: str = ""
     err: str = ""
     no_room: bool = False  # no space left where files were to be written: here for `fetch`, on the host for `send`
+    links: frozenset[str] = frozenset()  # paths of a `fetch` that are links, or no files, on the host: they do not come
 
     @property
     def good(self) -> bool:

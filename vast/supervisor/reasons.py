@@ -48,11 +48,12 @@ REASONS: dict[str, Reason] = {
     "low-credit": Reason("stop", "the account's credit is used up"),
     "no-credit": Reason("stop", "the account has no credit to rent with", fetch=False),
     "no-offers": Reason("stop", "no machine that fits was found in time", fetch=False),
-    "refused": Reason("stop", "the market refuses every create of a machine: the account, its key or a limit", fetch=False),
+    "refused": Reason("stop", "every create of a machine is refused: by the market (account, key, limit), or by the engine here",
+                      fetch=False),
     "image": Reason("stop", "the image cannot be pulled; push it (make push), or name its registry's login in the policy",
                     fetch=False),
-    "market": Reason("stop", "the account answers, but list or search hide what the run needs to see; nothing is rented "
-                     "meanwhile"),
+    "market": Reason("stop", "account or engine answer, but list or search hide what the run needs to see; no machine is "
+                     "taken meanwhile"),
     # the job ended, and may continue on its machine
     "cuda-oom": Reason("here"),
     "disk-full": Reason("here"),

@@ -15,10 +15,10 @@ UNFINISHED = 1.6  # times what a pull has taken so far is what it is expected to
 
 # The line for a person about each alert that may come and go; those about verdicts are in vast/supervisor/reasons.py.
 ALERTS = {
-    "account": "the account cannot be seen: a refused key or no answer; nothing is judged meanwhile",
-    "network": "this machine's own network is down, or ssh cannot be started on it; nothing is judged meanwhile",
+    "account": "the market, or the engine here, gives no answer or refuses the key; nothing is judged meanwhile",
+    "network": "this machine's own network or engine is down, or ssh cannot be started on it; nothing is judged meanwhile",
     "market": REASONS["market"].meaning,
-    "destroy": "a machine is not destroyed yet; DELETE is repeated without end, and it bills until then",
+    "destroy": "a machine is not destroyed yet; that is tried without end, and a rented one bills until then",
     "local-disk-full": "this machine's disk is full, so nothing can be fetched; make room",
     "pull": "three pulls in a row failed",
     "unreachable": "the host does not answer; it is replaced if that lasts",

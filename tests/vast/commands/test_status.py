@@ -49,6 +49,22 @@ def test_logs_come_from_the_host_while_there_is_one_and_then_from_home(world: Wo
     assert world.vast("logs", "-f", folder.run_id).stdout == "from home\n"
 
 
+def test_logs_without_a_run_are_those_of_the_open_one_else_of_the_newest(world: World) -> None:
+    assert "no run is open" in world.vast("logs").stderr
+    first = world.left_running()
+    assert world.vast("logs").stdout == "job: hello\n"
+    world.vast("down", first.run_id)
+    world.clock.time += 60
+    second = world.left_running()
+    world.vast("down", second.run_id)
+    (world.runs / "vast" / f"stage3b-99991231-000000-{'0' * 4}").mkdir()  # never begun
+    (world.runs / RUN / "host").mkdir(parents=True)
+    (world.runs / RUN / "host" / "job.log").write_text("from home\n")
+    shown = world.vast("logs")
+    assert (shown.exit_code, shown.stdout) == (0, "from home\n")
+    assert shown.stderr == f"no run is open; this is the newest: {second.run_id}\n"
+
+
 def test_logs_begin_with_the_last_lines_of_a_long_log(world: World) -> None:
     folder = world.left_running()
     world.shell.text = b"".join(b"%d\n" % number for number in range(3000))
@@ -72,9 +88,9 @@ def test_a_host_whose_log_grows_by_nothing_holds_nobody(world: World, monkeypatc
     folder = world.left_running()
     asked: list[int | None] = []
 
-    def log(addresses: object, tail: int | None = None, follow_from: int | None = None) -> dict[str, object] | None:
+    def log(addresses: object, tail: int | None = None, follow_from: int | None = None) -> tuple[str, int] | None:
         asked.append(follow_from)
-        return {"text": "", "next": len(asked)} if len(asked) < 5 else None
+        return ("", len(asked)) if len(asked) < 5 else None
 
     monkeypatch.setattr(world.shell, "log", log)
     assert world.vast("logs", folder.run_id).exit_code == 0 and asked == [None]

@@ -59,19 +59,21 @@ class World:
     hours: float | None = None  # what the estimate says
     pullable: Found | Image = "there"  # what the image's registry says
     memory: float | None = None
-    engine: str | UserError = "answers: test"
+    engine: str | UserError = "test"
     change: Callable[[Wiring], Wiring] = lambda wiring: wiring
 
     def wiring(self) -> Wiring:
         def make(context: ShellContext) -> HostShell:
             self.contexts.append(context)
+            context.folder.nonce()  # the real one reads both
+            context.folder.kept_policy()
             self.shell.alive = lambda: bool(self.fake.market.living())
             return self.shell
 
-        def engine(environ: object) -> str:
+        def engine(environ: object) -> Any:
             if isinstance(self.engine, UserError):
                 raise self.engine
-            return self.engine
+            return None, self.engine
 
         made = replace(
             Wiring(estimate=lambda job, gpu, gpus: self.estimate(gpu), registry=lambda image, login: self.pulled()),

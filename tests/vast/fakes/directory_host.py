@@ -141,13 +141,16 @@ class DirectoryTransport:
             return Reply(self.kinds[address])
         if self.no_room:
             return Reply("ok", 11, err="write failed: No space left on device (28)", no_room=True)
-        missing = 0
+        missing, links = 0, set()
         for number, path in enumerate(paths):
             target = into / path
             broken = number == self.breaks_after
             if broken and not self.half:
                 return Reply("unreachable", err="connection lost")
             target.parent.mkdir(parents=True, exist_ok=True)
+            if (source / path).is_symlink():
+                links.add(path)
+                continue
             try:
                 content = (source / path).read_bytes()
             except OSError:
@@ -156,7 +159,7 @@ class DirectoryTransport:
             target.write_bytes(content[: len(content) // 2] if broken else content)
             if broken:
                 return Reply("unreachable", err="connection lost")
-        return Reply("ok", 23 if missing else 0)
+        return Reply("ok", 23 if missing else 0, links=frozenset(links))
 
     def settle(self, address: Address, ours: bool) -> None:
         self.settled.append((address, ours))

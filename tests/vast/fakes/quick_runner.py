@@ -7,7 +7,7 @@ import sys
 from vast.host import attempt, runner
 
 if __name__ == "__main__":
-    attempt.FIRST_PAUSE = 0.01
+    attempt.PAUSES = (0.01, 0.02, 0.04, *(0.1,) * 500)
     if sys.argv[1] != "start":  # its patience with a runner that is just ending is a number of polls
         runner.POLL = 0.01
     sys.exit(runner.main(sys.argv[1:]))

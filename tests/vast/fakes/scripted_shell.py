@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vast.ports import Address, BurnIn, Host, JobReport, Pulled, always
 
@@ -96,11 +95,11 @@ class ScriptedShell:
 
     def log(
         self, addresses: tuple[Address, ...], tail: int | None = None, follow_from: int | None = None
-    ) -> dict[str, Any] | None:
+    ) -> tuple[str, int] | None:
         offset = follow_from if follow_from is not None and follow_from <= len(self.text) else 0
         if tail is not None:
             offset = len(self.text) - len(b"".join(self.text.splitlines(keepends=True)[-tail:]))
-        return {"offset": offset, "next": len(self.text), "text": self.text[offset:].decode()}
+        return self.text[offset:].decode(), len(self.text)
 
     def close(self) -> None:
         self.calls.append("close")

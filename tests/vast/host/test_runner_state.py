@@ -101,7 +101,7 @@ class Disk:
         self.now += seconds
 
     def write_end(self) -> bool:
-        return write_end(self.write, self.said.append, lambda: self.now, self.sleep, bound=60.0)
+        return write_end(self.write, self.said.append, self.sleep)
 
 
 def test_a_disk_that_stays_full_is_given_up_within_the_bound() -> None:

@@ -106,6 +106,23 @@ def test_down_destroys_the_machine_on_a_full_disk_as_attach_suggests(
     assert world.fake.market.living() == []
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+@pytest.mark.parametrize("name", ["request.json", "policy.yaml", "nonce"])
+def test_down_destroys_the_machine_of_a_damaged_run_where_nothing_can_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    folder = world.left_running()
+    (folder.path / name).write_bytes(b"\xff\x00{")
+    disk = Disk(monkeypatch, number)
+    disk.full = True
+    done = world.vast("down", folder.run_id)
+    assert world.fake.market.living() == [], done.output
+    assert f"{folder.down}: the request is not kept: " in done.stderr
+    assert (done.exit_code, "no record can be written" in done.stderr) == (EXIT_DISK_FULL, True)
+    disk.full = False
+    assert world.vast("down", folder.run_id).exit_code == 0 and folder.report.exists()
+
+
 def test_down_needs_no_room_where_the_token_still_has_some_and_a_record_has_none(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from jobs.runs import atomic
 from jobs.runs.rundir import RunDir
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
@@ -50,6 +51,44 @@ def test_a_complete_run_comes_whole_and_its_checkpoints_go(host: DirectoryHost, 
     assert run.state() == "complete" and run.verify() == []
     assert not run.checkpoints.exists()
     assert ours.shell().local_copy() == Pulled(True, RUN, None, True)
+
+
+def test_a_complete_run_comes_without_the_link_that_the_manifest_of_an_older_image_names(
+    host: DirectoryHost, ours: Ours, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.train(100)
+    host.end()
+    (tmp_path / "of-the-host").write_text("not ours to read")
+    (host.run / "plots").mkdir()
+    (host.run / "plots" / "latest.svg").symlink_to(tmp_path / "of-the-host")
+    manifest = json.loads((host.run / "manifest.json").read_text())
+    known = {"size": 16, "sha256": atomic.sha256_of(tmp_path / "of-the-host")}
+    manifest["files"]["plots/latest.svg"] = known
+    (host.run / "manifest.json").write_text(json.dumps(manifest))
+    for _ in range(2):
+        pulled = ours.pull(everything=True)
+        assert (pulled.verified, pulled.complete) == (True, True), pulled.message
+        assert pulled.message == f"left out, since it is a link there: {RUN}/plots/latest.svg"
+        assert pulled.message in caplog.text
+        assert not (ours.run / "plots").exists() and atomic.differences(ours.run) == []
+    again = ours.shell().local_copy()
+    assert again is not None and again.complete
+    del manifest["files"]["plots/latest.svg"]
+    assert json.loads((ours.run / "manifest.json").read_text()) == manifest
+
+
+def test_what_makes_a_run_or_a_checkpoint_whole_is_never_left_out_as_a_link(host: DirectoryHost, ours: Ours) -> None:
+    weights = host.save(100) / "model.safetensors"
+    host.train(100)
+    weights.replace(host.root / "elsewhere")
+    weights.symlink_to(host.root / "elsewhere")
+    pulled = ours.pull()
+    assert not pulled.verified and pulled.checkpoint is None and "it did not come" in pulled.message
+    host.end()
+    (host.run / "manifest.json").replace(host.root / "manifest.json")
+    (host.run / "manifest.json").symlink_to(host.root / "manifest.json")
+    pulled = ours.pull(everything=True)
+    assert not pulled.verified and not pulled.complete and not (ours.run / "summary.json").exists()
 
 
 def test_a_run_that_failed_is_not_complete(host: DirectoryHost, ours: Ours) -> None:

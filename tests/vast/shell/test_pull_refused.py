@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from jobs.runs import atomic
 from jobs.runs.atomic import is_safe
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
-from vast.shell import file_list, pull
+from vast.ports import JobReport
+from vast.shell import burn_in, file_list, host_reports, pull
 from vast.shell.transport import Reply
 from vast.supervisor import journal
 
@@ -67,7 +69,7 @@ def test_a_host_that_sends_more_than_it_listed_does_not_fill_the_disk(
 
 @pytest.mark.parametrize(("spare", "full"), [(-1, True), (0, False)])
 def test_a_pull_leaves_room_for_the_journal(
-    host: DirectoryHost, way: DirectoryTransport, ours: Ours, spare: int, full: bool
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch, spare: int, full: bool
 ) -> None:
     """The supervisor's journal is on the same disk, and keeps 2 MB back itself: a pull stops long before that."""
     host.train(100)
@@ -81,7 +83,8 @@ def test_a_pull_leaves_room_for_the_journal(
         assert size == coming
         return way.fetch(DIRECT, paths, "/runs", shell.copy.staging, timeout=9)
 
-    pulled = pull.pull(shell.copy, listed, fetch, lambda path: coming + pull.RESERVE + spare)
+    monkeypatch.setattr(pull, "free_bytes", lambda path: coming + pull.RESERVE + spare)
+    pulled = pull.pull(shell.copy, listed, fetch)
     assert (pulled.local_disk_full, pulled.verified) == (full, not full)
 
 
@@ -127,6 +130,7 @@ def test_a_path_that_could_lead_elsewhere_makes_the_whole_listing_void(
     [
         {"run": "../x/20261123-101500"},
         {"run": 5},
+        {"run": "stage3b/20261123-101500-" + "1" * 5000},
         {"checkpoint": "stage1/20261123-101500/checkpoints/checkpoint-1"},
         {"files": None},
         {"files": ["x"]},
@@ -140,6 +144,65 @@ def test_an_odd_listing_is_not_followed(way: DirectoryTransport, ours: Ours, cha
     said = {"run": RUN, "complete": False, "checkpoint": None, "files": []} | change
     way.replies["files"] = Reply("ok", out=json.dumps(said))
     assert not ours.pull().verified and not way.fetched
+
+
+@pytest.mark.parametrize("run", ["vast/20261123-101500", "campaigns/20261123-101500", "stage1/20261123-101500"])
+def test_a_host_plants_no_rented_run_and_no_run_of_another_stage(way: DirectoryTransport, ours: Ours, run: str) -> None:
+    """In runs/vast `attach` would believe its policy, whose hooks are commands, and `reap` the machines of its journal."""
+    entries = [{"path": f"{run}/{name}", "size": 1, "sha256": None} for name in ("journal.jsonl", "policy.yaml")]
+    said = {"run": run, "complete": False, "checkpoint": None, "files": entries}
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    shell = ours.shell()
+    shell.copy.stage = "stage3b"
+    pulled = shell.pull(BOTH, True)
+    assert pulled is not None and not pulled.verified and not way.fetched
+    assert (host_reports.job({"phase": "running", "run": run}) or JobReport("")).run in (None, "stage1/20261123-101500")
+
+
+@pytest.mark.parametrize("name", ["/proc/kmsg", "../../../x", "a\0b", ""])
+def test_a_manifest_that_names_a_path_outside_of_the_run_is_not_followed(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Root reads /proc/kmsg, whose size is 0, for ever, and nobody would destroy the machine."""
+    host.train(100)
+    host.end()
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
+    manifest = json.loads((host.run / "manifest.json").read_text())
+    manifest["files"][name] = {"size": 0, "sha256": "0" * 64}
+    (host.run / "manifest.json").write_text(json.dumps(manifest))
+    (entry,) = (one for one in said["files"] if one["path"].endswith("manifest.json"))
+    entry |= {"size": len(json.dumps(manifest)), "sha256": atomic.sha256_of(host.run / "manifest.json")}
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    read: list[Path] = []
+    monkeypatch.setattr(atomic, "known_sha256", read.append)
+    pulled = ours.pull(everything=True)
+    assert not pulled.complete and "is no path of a run" in pulled.message and read == []
+    assert not (ours.run / "summary.json").exists()
+
+
+def test_a_host_fills_neither_the_memory_nor_the_journal(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours
+) -> None:
+    job = host_reports.job({"phase": "running", "fixes": ["x" * 10_000] * 10_000})
+    assert job is not None and len(job.fixes) == 100 and {len(fix) for fix in job.fixes} == {500}
+    tried = burn_in.judged({"problems": [], "gpus": [{"tflops": 1.0}] * 10_000}, None, 0.0)
+    assert tried is not None and len(tried.numbers) == 100
+    for name in ("manifest.json", "summary.json", "checkpoints/checkpoint-1/complete.json"):
+        entry = {"path": f"{RUN}/{name}", "size": 10**12, "sha256": "0" * 64}
+        way.replies["files"] = Reply("ok", out=json.dumps({"run": RUN, "files": [entry]}))
+        assert "are too many for a list" in ours.pull().message and not way.fetched
+
+
+def test_a_run_whose_manifest_may_still_change_is_not_complete(
+    host: DirectoryHost, way: DirectoryTransport, ours: Ours
+) -> None:
+    host.train(100)
+    host.end()
+    said = json.loads(way.run(DIRECT, (*PROGRAM, "files", "--root", "/runs"), timeout=9).out)
+    for entry in said["files"]:
+        entry["sha256"] = None if entry["path"].endswith("manifest.json") else entry["sha256"]
+    way.replies["files"] = Reply("ok", out=json.dumps(said))
+    assert not ours.pull(everything=True).complete and not (ours.run / "summary.json").exists()
 
 
 def test_a_checkpoint_without_a_hash_for_each_file_does_not_count(

@@ -289,7 +289,7 @@ def test_a_command_is_ended_while_it_runs(bench: Bench, monkeypatch: pytest.Monk
     monkeypatch.setattr("vast.host.subprocess_run.WATCH", 0.05)
     bench.mode("stall")
     began = time.monotonic()
-    reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: False))
+    reply = bench.ssh.run(HOST, ("true",), timeout=60, pace=Pace(lambda: not bench.child()))
     assert reply.kind == "timeout" and time.monotonic() - began < 20
     assert until(lambda: gone(bench.child()))
 
@@ -370,6 +370,8 @@ def test_while_rsync_compares_what_is_there_nothing_is_judged() -> None:
         assert watch(b"") is None
 
 
+# What rsync 3.2.7 prints for links on the other side.
+LINKED = 'skipping non-regular file "s/1/a b"\nskipping non-regular file "s/1/c"\n\r  3  15%    2.93kB/s    0:00:00 (xfr#1, to-chk=0/8)\n'
 FULL = 'rsync: [receiver] write failed on "/r/x": No space left on device (28)\nrsync error: error in file IO (code 11)'
 
 
@@ -378,6 +380,7 @@ FULL = 'rsync: [receiver] write failed on "/r/x": No space left on device (28)\n
     [
         (Ended(0, "out"), Reply("ok", 0, "out")),
         (Ended(23, err="some files vanished"), Reply("ok", 23, err="some files vanished")),
+        (Ended(0, LINKED), Reply("ok", 0, LINKED, links=frozenset({"s/1/a b", "s/1/c"}))),
         (Ended(11, err=FULL), Reply("ok", 11, err=FULL, no_room=True)),
         (Ended(12, err=FULL), Reply("ok", 12, err=FULL, no_room=True)),
         (Ended(255, err="x"), Reply("denied")),

@@ -100,7 +100,8 @@ def test_the_runner_gives_a_job_what_the_policy_and_the_switch_count_on() -> Non
     assert runner.GRACE == GRACE
     within(0.05, runner.POLL, 1)
     within(30, attempt.RETRY_SECONDS, GRACE)  # a full disk may get some room
-    within(2, attempt.LONGEST_PAUSE, attempt.RETRY_SECONDS / 4)
+    within(2, attempt.PAUSES[-1], attempt.RETRY_SECONDS / 4)
+    within(0.9 * attempt.RETRY_SECONDS, sum(attempt.PAUSES), attempt.RETRY_SECONDS)
     assert runner.PATIENCE == attempt.RETRY_SECONDS + 30
     within(200 * (classify._FAR + classify._AFTER), attempt.TAIL_BYTES, 2**20)  # 200 bytes a line
     within(1, look.SMI_SECONDS, hostshell.PROBE / 4)  # a driver that hangs must not hide the rest of a look
