@@ -59,7 +59,7 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
     spent = {(run.id, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
              for run in candidates for s in [run.read_summary()]}  # fmt: skip
     return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
-                   ledger=ledger)  # fmt: skip
+                   ledger=ledger, campaign=campaign or "")  # fmt: skip
 
 
 def _study(

@@ -16,11 +16,10 @@ TRAINED_TWICE = "control twice minus once"
 
 def against_repetition(study: Study) -> list[Comparison]:
     """For each suite asked in both orders: what repeating gives, and what reading in both directions gives in its place."""
-    studies = (study, *study.other_settings)
     found: list[Comparison] = []
-    for twice in studies:
+    for twice in study.settings:
         usual = replace(twice.setting, order="context_first")
-        once = next((s for s in studies if s.setting == usual != twice.setting), None)
+        once = next((s for s in study.settings if s.setting == usual != twice.setting), None)
         if once is not None and twice.setting.order == "repeat":
             found += _of_suite(twice, once)
     return found

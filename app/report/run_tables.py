@@ -57,7 +57,7 @@ def _drawn(train: Mapping[str, Any]) -> str:
 def solved(study: Study) -> Table:
     """For look-ups, the step at which each training had learnt them, seed by seed."""
     rows = []
-    for setting in (s for s in (study, *study.other_settings) if s.setting.suite == "lookup"):
+    for setting in (s for s in study.settings if s.setting.suite == "lookup"):
         for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
             steps = [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
             rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), ", ".join(steps))))

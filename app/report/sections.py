@@ -7,7 +7,7 @@ from pathlib import Path
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.joint_tables import Line, Part, lines_of, named, recipes, when
+from app.report.joint_tables import Line, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -45,10 +45,10 @@ class Outline(list[Section]):
 
 def sections(study: Study) -> Outline:
     """All sections that these runs fill; missing stages have a section of their own."""
-    found, whole = Outline(), [Part("", study)]
-    if len(lines := lines_of(whole)) > 1:
+    found = Outline()
+    if len(lines := lines_of([study])) > 1:
         found.add_comparisons(lines)
-    ranked = recipes(whole)
+    ranked = recipes([study])
     found.add("recipes", [ranked if ranked.rows else tables.recipes(study)])
     found.add("recovery", [tables.recovery(study)], plots.recovery_plots(study.recovery, study.baseline))
     found.add("solved", [run_tables.solved(study)])
