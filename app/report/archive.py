@@ -101,8 +101,7 @@ def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = No
                     written.append(pages_dir / name / f"{profile}.html")
                     make_directory(written[-1].parent)
                     write_text_atomically(written[-1], report.to_html())
-    tables = [(part.campaign, part.profile) for part in parts]
-    links = [(f"All tables of {name}, {profile}", f"{name}/{profile}.md") for name, profile in tables]
+    links = [(f"All tables of {s.campaign}, {s.profile}", f"{s.campaign}/{s.profile}.md") for s in parts]
     links += [(f"Answers side by side, {name}", f"{name}/{_SAMPLES}") for name in kept(results_dir)
               if (results_dir / name / _SAMPLES).is_file()]  # fmt: skip
     page, joint = write_joint(parts, results_dir, "index", links)

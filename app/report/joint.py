@@ -7,10 +7,10 @@ that were declared before anything ran; of two campaigns that declared the same 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from app.report import joint_tables as tables
 from app.report import run_tables
-from app.report.chart import Plot
 from app.report.format import duration, points, signed, size
 from app.report.joint_tables import OWN, Line
 from app.report.page import Page
@@ -19,6 +19,7 @@ from app.report.repetition import TRAINED_TWICE
 from app.report.sections import Outline
 from app.report.sentences import by_accuracy, excluded, not_enough
 from app.report.study import Study
+from app.report.tables import recovery
 from app.stats.power import smallest_difference
 
 QUESTION = (
@@ -163,7 +164,7 @@ def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Lin
     if runs := sum(part.spent.runs for part in spending):
         seconds, dollars = (
             sum(part.spent.seconds for part in spending),
-            sum(tables.dollars_of(part) for part in spending),
+            sum(part.dollars for part in spending),
         )
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
@@ -172,9 +173,11 @@ def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Lin
 
 def _details(leading: Sequence[Line]) -> list[str]:
     """The numbers behind the answer: each difference with its interval and what every side gets right."""
-    texts = [f"{points(one.comparison.accuracy.total)}; {_right(one)}" for one in leading]
-    names = [f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}" for one in leading]
-    return [_sentence(f"{name}: {text}") for name, text in zip(names, texts, strict=True)]
+    texts = []
+    for one in leading:
+        name = f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}"
+        texts.append(_sentence(f"{name}: {points(one.comparison.accuracy.total)}; {_right(one)}"))
+    return texts
 
 
 def _sure(declared: Sequence[Line]) -> str:
@@ -182,18 +185,14 @@ def _sure(declared: Sequence[Line]) -> str:
     models = list(dict.fromkeys(one.part.base_model for one in declared))
     seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
     items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
-    found = (
-        f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. Bars are 95 % intervals, filled marks were "
-    )
-    found += "declared before the runs."
+    found = [f"{', '.join(models)}; training seeds: {seeds}; questions: {items}."]
+    found.append("Bars are 95 % intervals, filled marks were declared before the runs.")
     smallest = [(smallest_difference(one.comparison.accuracy.variance), one) for one in declared]
-    if least := sorted(x for x, _ in smallest if 0 < x <= 1):
-        found += (
-            f" A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
-        )
+    if least := [size(100 * x, 1) for x in sorted(x for x, _ in smallest if 0 < x <= 1)]:
+        found.append(f"A true difference of {_range(least)} points would show four times in five.")
     if hidden := [_name(one, declared) for x, one in smallest if x > 1]:
-        found += f" On {' and '.join(hidden)} the seeds differ too much to show any."
-    return found
+        found.append(f"On {' and '.join(hidden)} the seeds differ too much to show any.")
+    return " ".join(found)
 
 
 def _range(values: Sequence[str]) -> str:
@@ -209,9 +208,9 @@ def _right(one: Line) -> str:
 
 
 def _rival(one: Line) -> str:
-    c = one.comparison
-    interval, cost = c.accuracy.total, f", {one.prefill:.1f} times the tokens to read" if one.prefill else ""
-    return f"{signed(100 * interval.value, 1)} points ({signed(100 * interval.lo, 1)} to {signed(100 * interval.hi, 1)}{cost})"
+    found = one.comparison.accuracy.total
+    value, lo, hi = (signed(100 * x, 1) for x in (found.value, found.lo, found.hi))
+    return f"{value} points ({lo} to {hi}{f', {one.prefill:.1f} times the tokens to read' if one.prefill else ''})"
 
 
 def _cautions(parts: Sequence[Study], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
@@ -241,11 +240,13 @@ def _sections(parts: Sequence[Study], lines: Sequence[Line]) -> Outline:
     found = Outline()
     found.add_comparisons(lines)
     found.add("recipes", [tables.recipes(parts)])
-    curves = [part for part in parts if part.recovery]
-    plots: list[Plot] = []
-    for part in curves:
-        plots += recovery_plots(part.recovery, part.baseline, f"{part.campaign}, {part.profile}")
-    found.add("recovery", [tables.recovery(part) for part in curves], plots)
+    drawn = [recovery_plots(one.recovery, one.baseline, f"{one.campaign}, {one.profile}") for one in parts]
+    curves = [
+        replace(recovery(one), title=f"{one.base_model}, {one.setting} ({one.campaign})")
+        for one in parts
+        if one.recovery
+    ]
+    found.add("recovery", curves, list(chain(*drawn)))
     learnt = [replace(run_tables.solved(part), title=f"Steps until solved ({part.name})") for part in parts]
     found.add("solved", [table for table in learnt if table.rows])
     found.add("side-effect", [tables.side_effect(parts)])

@@ -15,18 +15,11 @@ from app.report.runs import Evaluation
 from app.report.sentences import Finding, by_accuracy, finding
 from app.report.study import Spent, Study
 from app.report.tables import Table, TableRow
-from app.report.tables import recovery as recovery_of
 from app.stats.power import smallest_difference
 from jobs.config.campaign import Campaign, cells
 from jobs.errors import ConfigError
 
 OWN = "both directions minus control"
-
-
-def dollars_of(study: Study) -> float:
-    """As billed, else by the price that the campaign names; 0 where neither is known."""
-    price = float((study.ledger.get("settings") or {}).get("dollars_an_hour") or 0.0)
-    return study.spent.dollars or study.spent.seconds / 3600 * price
 
 
 def cells_left(study: Study) -> tuple[int, int]:
@@ -212,10 +205,6 @@ def side_effect(parts: Sequence[Study]) -> Table:
     return Table("Read from left to right after finetuning for the bidirectional prompt", columns, tuple(rows), note)
 
 
-def recovery(part: Study) -> Table:
-    return replace(recovery_of(part), title=f"{part.base_model}, {part.setting} ({part.campaign})")
-
-
 def spent_once(parts: Sequence[Study]) -> list[Study]:
     """The parts, where what a run took that belongs to several of them is spent by the first alone."""
     first = {run: n for n, part in reversed(list(enumerate(parts))) for run in part.spent.each}
@@ -231,7 +220,7 @@ def cost(parts: Sequence[Study]) -> Table:
         steps = sorted({recipe.steps for study in part.settings for recipe in study.trainings.recipes})
         rows.append(TableRow((
             part.campaign, part.base_model, str(spent.runs), ", ".join(map(count, steps)) or DASH, duration(spent.seconds),
-            number(spent.seconds / 3600, 2), f"${dollars_of(part):,.2f}" if dollars_of(part) else DASH,
+            number(spent.seconds / 3600, 2), f"${part.dollars:,.2f}" if part.dollars else DASH,
             part.runs[-1].device or DASH,
         )))  # fmt: skip
     columns = ("Campaign", "Model", ">Runs", ">Steps a run", ">Time", ">GPU hours", ">Dollars", "Device")

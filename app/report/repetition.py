@@ -10,6 +10,7 @@ from dataclasses import replace
 from app.report.comparisons import Comparison, compare
 from app.report.runs import Evaluation
 from app.report.study import Study
+from app.report.trainings import Trainings
 
 TRAINED_TWICE = "control twice minus once"
 
@@ -42,10 +43,9 @@ def _pair(
     """Nothing where one was not scored, or on other questions."""
     if first is None or second is None or _ids(first) != _ids(second):
         return
-    replicates = of_first.trainings.replicates(first), of_second.trainings.replicates(second)
-    common = sorted(set(replicates[0]) & set(replicates[1]))
-    seeds = {seed: (_by_id(replicates[0][seed]), _by_id(replicates[1][seed])) for seed in common}
-    yield compare("repetition", title, _by_id(first), _by_id(second), seeds)
+    seeds = Trainings(of_first.trainings.recipes + of_second.trainings.recipes).seeds_of(first, second)
+    paired = {seed: (_by_id(one), _by_id(other)) for seed, (one, other) in seeds.items()}
+    yield compare("repetition", title, _by_id(first), _by_id(second), paired)
 
 
 def _ids(e: Evaluation) -> dict[str, tuple[str, ...]]:

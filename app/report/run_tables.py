@@ -95,10 +95,11 @@ def missing(study: Study) -> Table:
 def reference(study: Study) -> Table:
     with_numbers = [run for run in study.runs if run.reference]
     keys = list(dict.fromkeys(key for run in with_numbers for key in run.reference))
-    names = [f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}" for run in with_numbers]
-    numbers = [[short(run.reference.get(key)) for key in keys] for run in with_numbers]
-    rows = tuple(TableRow((name, *cells)) for name, cells in zip(names, numbers, strict=True))
-    return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), rows)
+    rows = []
+    for run in with_numbers:
+        name = f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}"
+        rows.append(TableRow((name, *(short(run.reference.get(key)) for key in keys))))
+    return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), tuple(rows))
 
 
 def estimate(study: Study) -> Table:

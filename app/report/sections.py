@@ -96,29 +96,26 @@ def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     """A warning unless both trained on the same data for the same number of steps, which the control needs."""
     at = {run.stage: run.train or {} for run in trained}
     first, second = (study.control.first.model, study.control.second.model) if study.control else ("stage3b", "stage3a")
-    a, b = at.get(second), at.get(first)
-    if a is None or b is None:
-        return []
     names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
-    differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
+    differing = [
+        name for key, name in names.items() if {first, second} <= set(at) and at[first].get(key) != at[second].get(key)
+    ]
     return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
 def _nll_readings(evaluations: Sequence[Evaluation]) -> list[str]:
     causal = {e.model: e for e in evaluations if e.mask == "causal"}
     found = []
-    for e in evaluations:
-        before = causal.get(e.model)
-        if before is None or before is e or e.gold_nll is None or before.gold_nll is None:
+    for e in (e for e in evaluations if e.mask != "causal"):
+        before, after = causal[e.model].gold_nll if e.model in causal else None, e.gold_nll
+        if before is None or after is None:
             continue
-        change = f"{number(before.gold_nll, 2)} under causal, {number(e.gold_nll, 2)} under {e.label.split('/', 1)[1]}"
-        below = e.gold_nll < before.gold_nll
+        change = f"{e.model}: {number(before, 2)} under causal, {number(after, 2)} under {e.label.split('/', 1)[1]}"
         if e.leaks:
-            reading = "below causal, the leak at work" if below else "not below causal here"
-            found.append(f"{e.model}: {change}: {reading}.")
-        elif e.model == "base" and e.mask != "causal" and below:
             found.append(
-                f"base: {change}: below causal without training, which is not expected of an honest mask; check it "
-                "with `python -m app probe`."
+                f"{change}: {'below causal, the leak at work' if after < before else 'not below causal here'}."
             )
+        elif e.model == "base" and after < before:
+            odd = "below causal without training, which is not expected of an honest mask; check it with `python -m app probe`"
+            found.append(f"{change}: {odd}.")
     return list(dict.fromkeys(found))  # two stages may contain the same evaluation

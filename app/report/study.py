@@ -105,6 +105,16 @@ class Study:
         return self.runs[0].base_model
 
     @property
+    def price(self) -> float:
+        """Dollars an hour, where the campaign names them, else 0."""
+        return float((self.ledger.get("settings") or {}).get("dollars_an_hour") or 0.0)
+
+    @property
+    def dollars(self) -> float:
+        """As billed, else by the price; 0 where neither is known."""
+        return self.spent.dollars or self.spent.seconds / 3600 * self.price
+
+    @property
     def short_model(self) -> str:
         return self.base_model.removesuffix("-Instruct")
 
