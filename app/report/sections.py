@@ -33,9 +33,12 @@ class Outline(list[Section]):
     def add(self, key: str, shown: Sequence[Table], drawn: Sequence[Plot] = (), more: Sequence[str] = (), *,
             text: str = "") -> None:  # fmt: skip
         """A section, unless all of its tables are empty. text: in place of that of sections.yaml. more: paragraphs below it."""
-        words = _WORDS[key]
-        if any(table.rows for table in shown):
-            paragraphs = filter(None, [text or words.get("text"), *more])
+        words, rows = _WORDS[key], [row for table in shown for row in table.rows]
+        if rows:
+            text = text or words.get("text", "")
+            if "leaks" in words and any(row.kind == "leaks" for row in rows):
+                text += f" {words['leaks']}"
+            paragraphs = filter(None, [text, *more])
             self.append(Section(key, words["title"], tuple(paragraphs), tuple(shown), tuple(drawn)))
 
     def add_comparisons(self, lines: Sequence[Line]) -> None:

@@ -124,10 +124,9 @@ def _recovery(study: Study, damage: Finding) -> str:
         repaired = {"better": f"{beyond} that", "level": "repairs that", "worse": "repairs a part of that"}
         text = f"finetuning {repaired.get(left.direction, 'improves it, and whether that repairs all of it is open')}."
     else:
-        improved = {"better": "finetuning improves it.", "worse": "finetuning makes it worse."}
-        text = improved.get(gain.direction, f"what finetuning changes is open ({gain.text.lower()}).")
-        if gain.direction == "level":
-            text = f"finetuning changes little ({gain.text})."
+        change = {"better": "finetuning improves it.", "worse": "finetuning makes it worse.",
+                  "level": f"finetuning changes little ({gain.text})."}  # fmt: skip
+        text = change.get(gain.direction, f"what finetuning changes is open ({gain.text.lower()}).")
     if control is None:
         return f"{text} The control, finetuned and read from left to right, has not been scored."
     return f"{text} {_against_control(study, 'It')}"
@@ -164,6 +163,12 @@ def _decisive(study: Study) -> list[tuple[str, Comparison]]:
     names = "Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"
     found = study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)
     return [(name, c) for name, c in zip(names, found, strict=True) if c]
+
+
+def _seeds(study: Study) -> int:
+    """How many training seeds the answer rests on: of its comparisons that with the fewest counts; 0 for a single one."""
+    found = [len(c.seeds) for _, c in _decisive(study) if c.first.model != "base"]
+    return min(found or [max((len(c.seeds) for c in study.comparisons), default=0)])
 
 
 def sensitivity(c: Comparison) -> str:
@@ -217,7 +222,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     found = []
     if study.evaluations:
         one = study.evaluations[0]
-        seeds = max((len(c.seeds) for c in study.comparisons), default=0)
+        seeds = _seeds(study)
         tasks = f"{len(one.tasks)} task{'s' * (len(one.tasks) > 1)}"
         measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
@@ -227,7 +232,10 @@ def facts(study: Study) -> list[tuple[str, str]]:
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None and (before := side.second.macro.value):
         reached = f"{100 * (1 + side.accuracy.total.value / before):.0f} % of the untouched model's accuracy"
-        found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+        text = (
+            f"Read from left to right as usual, the finetuned model reaches {reached} ({points(side.accuracy.total)})."
+        )
+        found.append(("In normal use", text))
     if (spent := study.spent).runs:
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
         if (price := study.price) and not spent.dollars:
@@ -260,11 +268,11 @@ def cautions(study: Study) -> list[str]:
             f"Few items ({fewest:,} in the smallest task): a macro accuracy here is known to about "
             f"±{100 * max(widths):.0f} points. Raise LIMIT before drawing a conclusion."
         )
-    if study.compared is None and any(run.train for run in study.runs) and not any(c.seeds for c in study.comparisons):
-        found.append(
-            "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
-            "a headline needs at least three."
-        )
+    if study.compared is None and any(run.train for run in study.runs) and not _seeds(study):
+        several = any(c.seeds for c in study.comparisons)
+        what = "A comparison behind the answer has a single training seed. Its interval covers" if several else (
+            "One training seed per stage. The intervals cover")  # fmt: skip
+        found.append(f"{what} the choice of items, not that of the seed: a headline needs at least three.")
     odd = {"prefix_violations": "whose context is not a token prefix of context + continuation",
            "truncated": "cut to the model's context length"}  # fmt: skip
     for count, name in odd.items():

@@ -98,8 +98,7 @@ def macro_interval(correct_by_task: Mapping[str, ArrayLike], samples: int, seed:
     stacked = {task: outcomes(values, task)[:, None] for task, values in correct_by_task.items()}
     macro_s = resampled_macro(stacked, samples, seed)[1][:, 0]
     value = float(np.mean([x.mean() for x in stacked.values()]))
-    lo, hi = percentiles(macro_s) if enough(stacked) else (0.0, 1.0)
-    return value, lo, hi
+    return value, *_bounds(stacked, macro_s, (0.0, 1.0))
 
 
 @resampled_once
@@ -127,7 +126,7 @@ def paired_bootstrap(
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]
     a_value, b_value = (float(np.mean([x[:, k].mean() for x in pairs.values()])) for k in (0, 1))
-    b_lo = percentiles(b_s)[0] if enough(pairs) else -math.inf
+    b_lo, _ = _bounds(pairs, b_s, (-math.inf, math.inf))
     return Paired(
         difference=Interval(a_value - b_value, *_bounds(pairs, a_s - b_s)),
         retention=_ratio(a_value, b_value, a_s, b_s, defined=b_lo > 0),
@@ -139,8 +138,10 @@ def paired_bootstrap(
     )
 
 
-def _bounds(columns: Mapping[str, Floats], differences_s: Floats) -> tuple[float, float]:
-    return percentiles(differences_s) if enough(columns) else ANY
+def _bounds(
+    columns: Mapping[str, Floats], resampled_s: Floats, unknown: tuple[float, float] = ANY
+) -> tuple[float, float]:
+    return percentiles(resampled_s) if enough(columns) else unknown
 
 
 def enough(columns: Mapping[str, Floats]) -> bool:

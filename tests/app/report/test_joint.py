@@ -19,7 +19,7 @@ from app.report.joint_tables import Line, lines_of, missing_cells
 from app.report.page import Page
 from app.report.profile_runs import study_of_profile
 from app.report.repetition import against_repetition
-from app.report.sentences import by_accuracy
+from app.report.sentences import by_accuracy, cautions, facts
 from app.report.study import Spent, Study
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
@@ -42,6 +42,14 @@ def campaign(runs_dir: Path, name: str, suite: str, settings: Mapping[str, Any] 
     listed = [{"run": run.id} for run in list_runs(runs_dir) if run.id not in before]
     record.write_text(json.dumps(json.loads(record.read_text()) | {"runs": listed, "settings": settings}))
     return record
+
+
+def without_control_of(runs_dir: Path, seed: int) -> None:
+    """As while a campaign runs: the control of that seed is not there yet."""
+    for run in list_runs(runs_dir):
+        job = run.read_job()["stage"]
+        if (job.get("seed"), job.get("train", {}).get("mask")) == (seed, "causal"):
+            shutil.rmtree(run.path)
 
 
 @pytest.fixture(scope="module")
@@ -343,10 +351,7 @@ def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:
 def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
     """While a campaign runs, a model has more seeds than its control: their difference is over the seeds of both."""
     campaign(tmp_path, "half", "reading", seeds=(0, 1, 2), items=60, recipes=("full", "lora"))
-    for run in list_runs(tmp_path):
-        job = run.read_job()["stage"]
-        if (job.get("seed"), job.get("train", {}).get("mask")) == (2, "causal"):
-            shutil.rmtree(run.path)
+    without_control_of(tmp_path, 2)
     page = joint_page(joint_of(tmp_path))
     found = re.search(r"([+−]?\d+\.\d) points.*both directions (\d+\.\d) %, the control (\d+\.\d) %", page.details[0])
     assert found
@@ -362,10 +367,7 @@ def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
 def test_of_one_seed_in_common_both_sides_are_of_that_seed(tmp_path: Path) -> None:
     """While a campaign runs: the newest prefix model is of seed 1, whose control is not there yet."""
     campaign(tmp_path, "mine", "reading", items=60, recipes=("full",), seeds=(0, 1), orders=("context_first", "repeat"))
-    for run in list_runs(tmp_path):
-        job = run.read_job()["stage"]
-        if (job.get("seed"), job.get("train", {}).get("mask")) == (1, "causal"):
-            shutil.rmtree(run.path)
+    without_control_of(tmp_path, 1)
     study = study_of_profile(tmp_path, "embedded")
     compared = [*study.comparisons, *against_repetition(study)]
     for c in (c for c in compared if "base" not in (c.first.model, c.second.model) and c.first.model != c.second.model):
@@ -374,3 +376,17 @@ def test_of_one_seed_in_common_both_sides_are_of_that_seed(tmp_path: Path) -> No
             0
         }
     assert len(compared) > len(study.comparisons)
+
+
+def test_the_seeds_of_the_answer_are_those_of_its_comparison_with_the_fewest(tmp_path: Path) -> None:
+    """Three models for the bidirectional prompt, but a control for one seed: that is one seed, and no claim."""
+    campaign(tmp_path, "mine", "reading", items=60, recipes=("full",), seeds=(0, 1, 2))
+    assert "3 training seeds." in dict(facts(study_of_profile(tmp_path, "embedded")))["How sure"]
+    without_control_of(tmp_path, 1)
+    assert "2 training seeds." in dict(facts(study_of_profile(tmp_path, "embedded")))["How sure"]
+    without_control_of(tmp_path, 2)
+    study = study_of_profile(tmp_path, "embedded")
+    assert "One training seed." in dict(facts(study))["How sure"]
+    assert any(
+        text.startswith("A comparison behind the answer has a single training seed.") for text in cautions(study)
+    )
