@@ -170,18 +170,9 @@ def compare(
     accuracy = difference([e.correct for e in firsts], [e.correct for e in seconds], samples=samples, seed=SEED)
     if len(pairs) == 1:  # one bootstrap, one interval everywhere
         accuracy = replace(accuracy, total=both.difference, by_task=both.difference_by_task)
-    return Comparison(
-        group=group,
-        title=title,
-        first=first,
-        second=second,
-        paired=both,
-        tests=tests,
-        p_holm=dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True)),
-        accuracy=accuracy,
-        nll=_nll(firsts, seconds),
-        seeds=tuple(sorted(seeds)),
-    )
+    p_holm = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    nll = _nll(firsts, seconds)
+    return Comparison(group, title, first, second, both, tests, p_holm, accuracy, nll, tuple(sorted(seeds)))
 
 
 def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Difference | None:

@@ -162,10 +162,8 @@ def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Lin
         found.append(("The control with its prompt written twice, against once", _sentence("; ".join(rivals))))
     spending = tables.spent_once(parts)
     if runs := sum(part.spent.runs for part in spending):
-        seconds, dollars = (
-            sum(part.spent.seconds for part in spending),
-            sum(part.dollars for part in spending),
-        )
+        seconds = sum(part.spent.seconds for part in spending)
+        dollars = sum(part.dollars for part in spending)
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found

@@ -213,7 +213,6 @@ def spent_once(parts: Sequence[Study]) -> list[Study]:
 
 
 def cost(parts: Sequence[Study]) -> Table:
-    """What each campaign took."""
     rows = []
     for part in spent_once(parts):
         spent = part.spent
@@ -230,7 +229,6 @@ def cost(parts: Sequence[Study]) -> Table:
 
 
 def prefill(parts: Sequence[Study]) -> Table:
-    """What reading a prompt costs: tokens and operations of an item, by suite and order."""
     rows: dict[tuple[str, ...], TableRow] = {}
     for part in parts:
         sizes = [run.train["params_total"] for run in part.runs if run.train and "params_total" in run.train]
@@ -246,7 +244,6 @@ def prefill(parts: Sequence[Study]) -> Table:
 
 
 def campaigns(parts: Sequence[Study]) -> Table:
-    """What each campaign declared, and how much of it is there."""
     rows = []
     for part in parts:
         ledger, primary = part.ledger, part.primary
