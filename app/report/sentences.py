@@ -120,8 +120,12 @@ def _recovery(study: Study, damage: Finding) -> str:
         return "finetuning for it has not been scored yet."
     gain, left = finding(won), finding(after)
     if gain.direction == "better" and damage.direction == "worse":
-        beyond = "more than repairs" if left.points else "repairs"
-        repaired = {"better": f"{beyond} that", "level": "repairs that", "worse": "repairs a part of that"}
+        surer = "repairs that, measured by how sure it is of the right answers" if damage.points else "repairs that"
+        repaired = {
+            "better": "more than repairs that" if left.points else surer,
+            "level": f"repairs that ({left.text})",
+            "worse": "repairs a part of that",
+        }
         text = f"finetuning {repaired.get(left.direction, 'improves it, and whether that repairs all of it is open')}."
     else:
         change = {"better": "finetuning improves it.", "worse": "finetuning makes it worse.",

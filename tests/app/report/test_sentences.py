@@ -43,7 +43,8 @@ def nll(monkeypatch: pytest.MonkeyPatch, **nats: float) -> None:
 def test_damage_that_finetuning_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=0.0, stage3a_causal=-0.8)
     assert "Without finetuning, reading its prompt in both directions makes the model 1" in found.headline
-    assert "points less accurate; finetuning repairs that. It is then " in found.headline
+    reach = r"\(no difference of \d\.\d points or more in accuracy, and it is surer of the right answers\)"
+    assert re.search(rf"points less accurate; finetuning repairs that {reach}\. It is then ", found.headline)
     assert found.headline.endswith(
         " points less accurate than the control, which is finetuned and read from left to right."
     )
