@@ -23,11 +23,11 @@ from typing import Any
 from app.report.items import FILE as ITEMS
 from app.report.items import lines_of
 from app.report.joint import joint_page
-from app.report.joint_tables import Part
 from app.report.page import Page, svg_file
 from app.report.profile_runs import complete_runs, runs_of, study_of_profile
 from app.report.render import Report
 from app.report.runs import load_run
+from app.report.study import Study
 from jobs.config import strict_yaml
 from jobs.config.campaign import campaign_names
 from jobs.errors import DataError, RunStateError, make_command
@@ -86,23 +86,20 @@ def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = No
     Raises:
         DataError: nothing kept under one of the names, or a damaged archive.
     """
-    written, parts = [], []
+    written: list[Path] = []
+    parts: list[Study] = []
     for name in sorted({*names, *kept(results_dir)}):
         with unpacked(results_dir / name) as runs_dir:
-            for profile in profiles_of(runs_dir, name):
-                study = study_of_profile(runs_dir, profile, name)
-                parts.append(Part(name, study))
-                if name not in names:
-                    continue
-                report = Report(study)
-                written.append(results_dir / name / f"{profile}.md")
-                write_text_atomically(written[-1], report.to_markdown())
-                if pages_dir is not None:
-                    written.append(pages_dir / name / f"{profile}.html")
-                    make_directory(written[-1].parent)
-                    write_text_atomically(written[-1], report.to_html())
-    tables = [(part.campaign, part.study.profile) for part in parts]
-    links = [(f"All tables of {name}, {profile}", f"{name}/{profile}.md") for name, profile in tables]
+            studies = _studies_of(runs_dir, name)
+        parts += studies
+        for report in map(Report, studies if name in names else ()):
+            written.append(results_dir / name / f"{report.study.profile}.md")
+            write_text_atomically(written[-1], report.to_markdown())
+            if pages_dir is not None:
+                written.append(pages_dir / name / f"{report.study.profile}.html")
+                make_directory(written[-1].parent)
+                write_text_atomically(written[-1], report.to_html())
+    links = [(f"All tables of {s.campaign}, {s.profile}", f"{s.campaign}/{s.profile}.md") for s in parts]
     links += [(f"Answers side by side, {name}", f"{name}/{_SAMPLES}") for name in kept(results_dir)
               if (results_dir / name / _SAMPLES).is_file()]  # fmt: skip
     page, joint = write_joint(parts, results_dir, "index", links)
@@ -110,7 +107,7 @@ def rebuild(results_dir: Path, names: Sequence[str], pages_dir: Path | None = No
 
 
 def write_joint(
-    parts: Sequence[Part], directory: Path, name: str, links: Sequence[tuple[str, str]] = ()
+    parts: Sequence[Study], directory: Path, name: str, links: Sequence[tuple[str, str]] = ()
 ) -> tuple[Page, list[Path]]:
     """NAME.md with its plots as NAME-PLOT.svg, and NAME.html, over several campaigns."""
     there = {part.campaign for part in parts}
@@ -126,15 +123,14 @@ def write_joint(
     return page, [directory / file for file in files]
 
 
-def joint_of(runs_dir: Path) -> list[Part]:
+def joint_of(runs_dir: Path) -> list[Study]:
     """Every campaign of a runs directory with a complete run, on each of its profiles."""
-    return [Part(name, study_of_profile(runs_dir, profile, name))
-            for name in collectable(runs_dir) for profile in profiles_of(runs_dir, name)]  # fmt: skip
+    return [study for name in collectable(runs_dir) for study in _studies_of(runs_dir, name)]
 
 
-def profiles_of(runs_dir: Path, name: str) -> list[str]:
-    """The profiles of the complete runs of a campaign."""
-    return sorted({profile for _, profile in complete_runs(runs_of(runs_dir, name))})
+def _studies_of(runs_dir: Path, name: str) -> list[Study]:
+    profiles = {profile for _, profile in complete_runs(runs_of(runs_dir, name))}
+    return [study_of_profile(runs_dir, profile, name) for profile in sorted(profiles)]
 
 
 def kept(results_dir: Path) -> list[str]:

@@ -120,9 +120,9 @@ def what_differs(first: Evaluation, other: Evaluation) -> str:
     if first.format != other.format:
         return f"scored in different formats, {first.format} and {other.format}"
     tasks: dict[str, list[str]] = {}
-    for task in sorted(set(first.keys) | set(other.keys)):
-        if fact := _item_difference(first, other, task):
-            tasks.setdefault(fact, []).append(task)
+    for task in sorted({*first.keys, *other.keys}):
+        if first.keys.get(task) != other.keys.get(task):
+            tasks.setdefault(_item_difference(first, other, task), []).append(task)
     facts = "; ".join(f"{', '.join(names)}: {fact}" for fact, names in tasks.items())
     return f"scored on different items: {facts}" if facts else ""
 
@@ -131,14 +131,10 @@ def _item_difference(first: Evaluation, other: Evaluation, task: str) -> str:
     if task not in first.keys or task not in other.keys:
         return f"only in {(first if task in first.keys else other).run_id}"
     a, b = dict(first.keys[task]), dict(other.keys[task])
-    if a == b:
-        return ""
     parts = [f"{len(a)} items against {len(b)}"]
-    for only, e in ((len(a.keys() - b.keys()), first), (len(b.keys() - a.keys()), other)):
-        if only:
-            parts.append(f"{only} only in {e.run_id}")
-    changed = sorted(i for i in a.keys() & b.keys() if a[i] != b[i])
-    if changed:
+    alone = (a.keys() - b.keys(), first), (b.keys() - a.keys(), other)
+    parts += [f"{len(ids)} only in {e.run_id}" for ids, e in alone if ids]
+    if changed := sorted(i for i in a.keys() & b.keys() if a[i] != b[i]):
         parts.append(f"{len(changed)} with the same id but other content, {changed[0]} first")
     return ", ".join(parts)
 
@@ -168,27 +164,15 @@ def compare(
     if len(pairs) == 1:
         seeds, (first, second) = {}, pairs[0]
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
-    tasks = sorted(first.correct)
-    tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in tasks}
+    tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in sorted(first.correct)}
     firsts, seconds = zip(*pairs, strict=True)
-    both = paired(first, second)
-    accuracy = difference(
-        [e.correct for e in firsts], [e.correct for e in seconds], samples=RESAMPLES if len(pairs) > 1 else 1, seed=SEED
-    )
+    both, samples = paired(first, second), RESAMPLES if len(pairs) > 1 else 1
+    accuracy = difference([e.correct for e in firsts], [e.correct for e in seconds], samples=samples, seed=SEED)
     if len(pairs) == 1:  # one bootstrap, one interval everywhere
         accuracy = replace(accuracy, total=both.difference, by_task=both.difference_by_task)
-    return Comparison(
-        group=group,
-        title=title,
-        first=first,
-        second=second,
-        paired=both,
-        tests=tests,
-        p_holm=dict(zip(tasks, holm([tests[task].p_value for task in tasks]), strict=True)),
-        accuracy=accuracy,
-        nll=_nll(firsts, seconds),
-        seeds=tuple(sorted(seeds)),
-    )
+    p_holm = dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True))
+    nll = _nll(firsts, seconds)
+    return Comparison(group, title, first, second, both, tests, p_holm, accuracy, nll, tuple(sorted(seeds)))
 
 
 def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Difference | None:

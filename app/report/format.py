@@ -39,13 +39,14 @@ def signed(value: float | None, digits: int = 3) -> str:
     return ("+" if value is not None and round(value, digits) > 0 else "") + number(value, digits)
 
 
-def with_interval(interval: Interval, *, sign: bool = False, unit: str = "") -> str:
+def with_interval(interval: Interval, *, sign: bool = False, unit: str = "", scale: float = 1, digits: int = 3) -> str:
     """`0.469 [0.452, 0.487]`; without bounds where none are defined."""
-    write = signed if sign else number
     if interval.value != interval.value:
         return DASH
-    text = f"{write(interval.value)}{unit}"
-    return f"{text} [{write(interval.lo)}, {write(interval.hi)}]" if interval.defined else text
+    value, lo, hi = (
+        (signed if sign else number)(scale * x, digits) for x in (interval.value, interval.lo, interval.hi)
+    )
+    return f"{value}{unit} [{lo}, {hi}]" if interval.defined else f"{value}{unit}"
 
 
 def p_value(p: float) -> str:

@@ -7,17 +7,19 @@ that were declared before anything ran; of two campaigns that declared the same 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from app.report import joint_tables as tables
 from app.report import run_tables
-from app.report.chart import Plot
 from app.report.format import duration, points, signed, size
-from app.report.joint_tables import OWN, Line, Part
+from app.report.joint_tables import OWN, Line
 from app.report.page import Page
 from app.report.plots import forest_plot, recovery_plots
 from app.report.repetition import TRAINED_TWICE
 from app.report.sections import Outline
 from app.report.sentences import by_accuracy, excluded, not_enough
+from app.report.study import Study
+from app.report.tables import recovery
 from app.stats.power import smallest_difference
 
 QUESTION = (
@@ -29,7 +31,7 @@ _ORDERS = {"question_first": ", question first", "repeat": ", prompt twice"}
 _ANSWER = "Accuracy gained by reading in both directions, and how surely it is known"
 
 
-def joint_page(parts: Sequence[Part], not_run: Sequence[str] = (), links: Sequence[tuple[str, str]] = ()) -> Page:
+def joint_page(parts: Sequence[Study], not_run: Sequence[str] = (), links: Sequence[tuple[str, str]] = ()) -> Page:
     """The page. not_run: campaigns of which no run is there. links: of the campaigns' own pages, (text, address)."""
     lines = tables.lines_of(parts)
     leading = _leading([one for one in lines if one.what == OWN and one.setting.order != "repeat"])
@@ -51,7 +53,7 @@ def _leading(lines: Sequence[Line]) -> list[Line]:
     """One line for each setting and model: a declared one before others, and of several that of the campaign with more seeds."""
     best: dict[tuple[str, str, str, int], Line] = {}
     for one in lines:
-        key = (one.part.study.profile, one.setting.suite, one.setting.order, one.setting.shots)
+        key = (one.part.profile, one.setting.suite, one.setting.order, one.setting.shots)
         if key not in best or (one.declared, one.seeds) > (best[key].declared, best[key].seeds):
             best[key] = one
     return list(best.values())
@@ -93,8 +95,8 @@ def headline(declared: Sequence[Line], leading: Sequence[Line]) -> str:
 
 def _turned(declared: Sequence[Line], leading: Sequence[Line]) -> list[Line]:
     """The other orders of the same tasks and model that clearly go another way than the declared one, or where it is unclear."""
-    places = {(one.part.study.profile, one.setting.suite): one.finding.direction for one in declared}
-    others = [(one, places.get((one.part.study.profile, one.setting.suite))) for one in leading if not one.declared]
+    places = {(one.part.profile, one.setting.suite): one.finding.direction for one in declared}
+    others = [(one, places.get((one.part.profile, one.setting.suite))) for one in leading if not one.declared]
     return [one for one, way in others if way and one.finding.direction in {"better", "worse"} - {way}]
 
 
@@ -106,7 +108,7 @@ def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Seque
         by_suite.setdefault(_suite(one), []).append(one)
     texts, by_model = [], dict[str, list[Line]]()
     for suite, of_suite in by_suite.items():
-        if {one.part.model for one in of_suite} == {one.part.model for one in declared}:
+        if {one.part.base_model for one in of_suite} == {one.part.base_model for one in declared}:
             texts.append(f"{suite} ({_joined([value(one) for one in of_suite])})")
         else:
             for one in of_suite:
@@ -134,7 +136,7 @@ def _suite(one: Line) -> str:
 
 def _name(one: Line, among: Sequence[Line]) -> str:
     """The tasks, with the model where there are several."""
-    several = len({other.part.model for other in among}) > 1
+    several = len({other.part.base_model for other in among}) > 1
     return f"{_suite(one)} with {one.part.short_model}" if several else _suite(one)
 
 
@@ -153,14 +155,15 @@ def _less_than(one: Line) -> tuple[str, str]:
     return one.finding.text, ""
 
 
-def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line]) -> list[tuple[str, str]]:
+def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Line]) -> list[tuple[str, str]]:
     """The first screen beside the answer: how sure it is, what the rival gives, and what it cost."""
     found = [("How sure", _sure(declared))] if declared else []
     if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
         found.append(("The control with its prompt written twice, against once", _sentence("; ".join(rivals))))
     spending = tables.spent_once(parts)
-    if runs := sum(part.study.spent.runs for part in spending):
-        seconds, dollars = sum(part.study.spent.seconds for part in spending), sum(part.dollars for part in spending)
+    if runs := sum(part.spent.runs for part in spending):
+        seconds = sum(part.spent.seconds for part in spending)
+        dollars = sum(part.dollars for part in spending)
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found
@@ -168,28 +171,26 @@ def _facts(parts: Sequence[Part], lines: Sequence[Line], declared: Sequence[Line
 
 def _details(leading: Sequence[Line]) -> list[str]:
     """The numbers behind the answer: each difference with its interval and what every side gets right."""
-    texts = [f"{points(one.comparison.accuracy.total)}; {_right(one)}" for one in leading]
-    names = [f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}" for one in leading]
-    return [_sentence(f"{name}: {text}") for name, text in zip(names, texts, strict=True)]
+    texts = []
+    for one in leading:
+        name = f"{_name(one, leading)}, {one.setting.order.replace('_', ' ')}"
+        texts.append(_sentence(f"{name}: {points(one.comparison.accuracy.total)}; {_right(one)}"))
+    return texts
 
 
 def _sure(declared: Sequence[Line]) -> str:
     """Of all declared comparisons together: models, seeds, questions, and what they could have shown."""
-    models = list(dict.fromkeys(one.part.model for one in declared))
+    models = list(dict.fromkeys(one.part.base_model for one in declared))
     seeds = _range([str(n) for n in sorted(one.seeds for one in declared)])
     items = _range([f"{n:,}" for n in sorted(one.comparison.accuracy.variance.items for one in declared)])
-    found = (
-        f"{', '.join(models)}; training seeds: {seeds}; questions: {items}. Bars are 95 % intervals, filled marks were "
-    )
-    found += "declared before the runs."
+    found = [f"{', '.join(models)}; training seeds: {seeds}; questions: {items}."]
+    found.append("Bars are 95 % intervals, filled marks were declared before the runs.")
     smallest = [(smallest_difference(one.comparison.accuracy.variance), one) for one in declared]
-    if least := sorted(x for x, _ in smallest if 0 < x <= 1):
-        found += (
-            f" A true difference of {_range([size(100 * x, 1) for x in least])} points would show four times in five."
-        )
+    if least := [size(100 * x, 1) for x in sorted(x for x, _ in smallest if 0 < x <= 1)]:
+        found.append(f"A true difference of {_range(least)} points would show four times in five.")
     if hidden := [_name(one, declared) for x, one in smallest if x > 1]:
-        found += f" On {' and '.join(hidden)} the seeds differ too much to show any."
-    return found
+        found.append(f"On {' and '.join(hidden)} the seeds differ too much to show any.")
+    return " ".join(found)
 
 
 def _range(values: Sequence[str]) -> str:
@@ -205,12 +206,12 @@ def _right(one: Line) -> str:
 
 
 def _rival(one: Line) -> str:
-    c = one.comparison
-    interval, cost = c.accuracy.total, f", {one.prefill:.1f} times the tokens to read" if one.prefill else ""
-    return f"{signed(100 * interval.value, 1)} points ({signed(100 * interval.lo, 1)} to {signed(100 * interval.hi, 1)}{cost})"
+    found = one.comparison.accuracy.total
+    value, lo, hi = (signed(100 * x, 1) for x in (found.value, found.lo, found.hi))
+    return f"{value} points ({lo} to {hi}{f', {one.prefill:.1f} times the tokens to read' if one.prefill else ''})"
 
 
-def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
+def _cautions(parts: Sequence[Study], declared: Sequence[Line], not_run: Sequence[str]) -> list[str]:
     """What is missing, and what weakens the answer."""
     found = []
     if any(run.random_weights for part in parts for study in part.settings for run in study.runs):
@@ -220,8 +221,9 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
     if not_run:
         found.append(f"Not run: the campaigns {', '.join(not_run)}; run: `make campaign CAMPAIGN={not_run[0]}`.")
     for part in parts:
-        if part.missing:
-            some = f"{part.left} of {part.cells} runs" if part.left else "runs"
+        if tables.missing_cells(part):
+            left, planned = tables.cells_left(part)
+            some = f"{left} of {planned} runs" if left else "runs"
             remedy = f"run: `make campaign CAMPAIGN={part.campaign}`"
             found.append(f"Of the campaign {part.campaign} {some} are missing, which the last table names; {remedy}.")
     for one in declared:
@@ -232,16 +234,18 @@ def _cautions(parts: Sequence[Part], declared: Sequence[Line], not_run: Sequence
     return found
 
 
-def _sections(parts: Sequence[Part], lines: Sequence[Line]) -> Outline:
+def _sections(parts: Sequence[Study], lines: Sequence[Line]) -> Outline:
     found = Outline()
     found.add_comparisons(lines)
     found.add("recipes", [tables.recipes(parts)])
-    curves = [part for part in parts if part.study.recovery]
-    plots: list[Plot] = []
-    for part in curves:
-        plots += recovery_plots(part.study.recovery, part.study.baseline, f"{part.campaign}, {part.study.profile}")
-    found.add("recovery", [tables.recovery(part) for part in curves], plots)
-    learnt = [replace(run_tables.solved(part.study), title=f"Steps until solved ({part.name})") for part in parts]
+    drawn = [recovery_plots(one.recovery, one.baseline, f"{one.campaign}, {one.profile}") for one in parts]
+    curves = [
+        replace(recovery(one), title=f"{one.base_model}, {one.setting} ({one.campaign})")
+        for one in parts
+        if one.recovery
+    ]
+    found.add("recovery", curves, list(chain(*drawn)))
+    learnt = [replace(run_tables.solved(part), title=f"Steps until solved ({part.name})") for part in parts]
     found.add("solved", [table for table in learnt if table.rows])
     found.add("side-effect", [tables.side_effect(parts)])
     found.add("cost", [tables.cost(parts), tables.prefill(parts)])

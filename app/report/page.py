@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
 
 from app.report.chart import Plot
 from app.report.sections import Section
-from app.report.template import fill
 
 
 @dataclass(kw_only=True)
@@ -41,3 +45,23 @@ class Page:
 def svg_file(plot: Plot) -> str:
     """The plot as a file of its own: with the colours that the page has, light and dark."""
     return fill("plot.svg.j2", plot=plot, head=plot.svg.partition(">")[0], body=plot.svg.partition(">")[2])
+
+
+def fill(template: str, **values: Any) -> str:
+    """The text of a jinja2 template beside this module: *.html.j2 escape what is put in, the others do not. A name that it lacks
+    raises jinja2's UndefinedError."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["code"] = _code
+    return environment.get_template(template).render(values).rstrip() + "\n"
+
+
+def _code(text: str) -> Markup:
+    """Escaped text with `backticks` as <code>."""
+    parts = str(escape(text)).split("`")
+    return Markup("".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts)))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
     spent = {(run.id, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
              for run in candidates for s in [run.read_summary()]}  # fmt: skip
     return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
-                   ledger=ledger)  # fmt: skip
+                   ledger=ledger, campaign=campaign or "")  # fmt: skip
 
 
 def _study(
@@ -109,10 +110,8 @@ def profile_of(run: RunDir) -> str | None:
 
 def runs_of(runs_dir: Path, campaign: str) -> list[RunDir]:
     """The runs that a campaign lists as its own, oldest first."""
-    wanted = {
-        entry.get("run") for entry in read_campaign_file(runs_dir / "campaigns" / f"{campaign}.json").get("runs") or []
-    }
-    return [run for run in list_runs(runs_dir) if run.id in wanted]
+    listed = read_campaign_file(runs_dir / "campaigns" / f"{campaign}.json").get("runs") or []
+    return [run for run in list_runs(runs_dir) if run.id in {entry.get("run") for entry in listed}]
 
 
 def complete_runs(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:
@@ -133,18 +132,12 @@ def _on_the_same_items(
         return newest, []
     sets: list[dict[str, Run]] = []
     for directory in reversed(candidates):
-        latest = newest[models[directory.id]]
-        try:
-            run = latest if latest.path == directory.path else load(directory)
-        except DataError:  # a damaged older run is skipped
-            continue
-        if not run.evaluations:
-            continue
-        home = next((one for one in sets if share_items(next(iter(one.values())), run)), None)
-        if home is None:
-            sets.append({run.stage: run})
-        else:
-            home.setdefault(run.stage, run)
+        with suppress(DataError):  # a damaged older run is skipped
+            if (run := load(directory)).evaluations:
+                home = next((one for one in sets if share_items(next(iter(one.values())), run)), None)
+                if home is None:
+                    sets.append(home := {})
+                home.setdefault(run.stage, run)
     best = max(sets, key=len)  # the first of equals is the newest
     trained = {stage: run for stage, run in newest.items() if not run.evaluations}
     seen = next(iter(best.values()))

@@ -81,11 +81,11 @@ def write_report(report: Report, runs_dir: Path) -> tuple[Path, Path]:
         DiskFull: no space left; files of an earlier report are untouched.
     """
     samples = (runs_dir / "samples.html").is_file()
-    markdown, html = runs_dir / "report.md", runs_dir / "report.html"
-    rendered = report.to_markdown(samples=samples), report.to_html(samples=samples)  # both before writing either
-    for path, text in zip((markdown, html), rendered, strict=True):
+    texts = report.to_markdown(samples=samples), report.to_html(samples=samples)  # both before writing either
+    paths = runs_dir / "report.md", runs_dir / "report.html"
+    for path, text in zip(paths, texts, strict=True):
         write_text_atomically(path, text)
-    return markdown, html
+    return paths
 
 
 def _print_results_table(study: Study, console: Console) -> None:
@@ -95,9 +95,8 @@ def _print_results_table(study: Study, console: Console) -> None:
     for e, row in zip(study.evaluations, full.rows, strict=True):
         place, _, _, _, _, retention, above = row.cells
         interval = f"{number(e.macro.lo)}\N{EN DASH}{number(e.macro.hi)}" if e.macro.defined else DASH
-        rows.append(
-            replace(row, cells=(place, e.label, number(e.macro.value), interval, _first(retention), _first(above)))
-        )
+        cells = (place, e.label, number(e.macro.value), interval, _first(retention), _first(above))
+        rows.append(replace(row, cells=cells))
     columns = [Column(name, right=at > 1, drop=max(0, at - 2)) for at, name in enumerate(_NAMES)]
     _print_rows(full.title, columns, rows, console)
     console.print(full.note.replace("`", ""), markup=False, highlight=False, style="dim")

@@ -10,17 +10,17 @@ from dataclasses import replace
 from app.report.comparisons import Comparison, compare
 from app.report.runs import Evaluation
 from app.report.study import Study
+from app.report.trainings import Trainings
 
 TRAINED_TWICE = "control twice minus once"
 
 
 def against_repetition(study: Study) -> list[Comparison]:
     """For each suite asked in both orders: what repeating gives, and what reading in both directions gives in its place."""
-    studies = (study, *study.other_settings)
     found: list[Comparison] = []
-    for twice in studies:
+    for twice in study.settings:
         usual = replace(twice.setting, order="context_first")
-        once = next((s for s in studies if s.setting == usual != twice.setting), None)
+        once = next((s for s in study.settings if s.setting == usual != twice.setting), None)
         if once is not None and twice.setting.order == "repeat":
             found += _of_suite(twice, once)
     return found
@@ -43,10 +43,9 @@ def _pair(
     """Nothing where one was not scored, or on other questions."""
     if first is None or second is None or _ids(first) != _ids(second):
         return
-    replicates = of_first.trainings.replicates(first), of_second.trainings.replicates(second)
-    common = sorted(set(replicates[0]) & set(replicates[1]))
-    seeds = {seed: (_by_id(replicates[0][seed]), _by_id(replicates[1][seed])) for seed in common}
-    yield compare("repetition", title, _by_id(first), _by_id(second), seeds)
+    seeds = Trainings(of_first.trainings.recipes + of_second.trainings.recipes).seeds_of(first, second)
+    paired = {seed: (_by_id(one), _by_id(other)) for seed, (one, other) in seeds.items()}
+    yield compare("repetition", title, _by_id(first), _by_id(second), paired)
 
 
 def _ids(e: Evaluation) -> dict[str, tuple[str, ...]]:

@@ -61,25 +61,23 @@ def row_of(run: RunDir) -> RunRow:
     summary, metrics, failed, beat = (
         read_json_or_nothing(run.path / f"{name}.json") for name in ("summary", "metrics", "failed", "heartbeat")
     )
-    profile = summary.get("profile") or _profile(run) or DASH
+    profile, scored = summary.get("profile") or _profile(run) or DASH, _scored(metrics)
     result, when = DASH, beat.get("wall_time")
     if state == "complete":
-        (result, headline), when = _result(summary, metrics), summary.get("finished")
+        (result, headline), when = _result(summary, scored), summary.get("finished")
     elif state != "running" and failed:
         headline = str(failed.get("message", ""))
     else:
         headline = str(beat.get("phase") or "")
         if beat.get("total"):  # 0 while it is not known: "check 0 of 0" would mean nothing
             headline += f" {beat.get('step')} of {beat['total']}"
-    return RunRow(
-        run.id, " ".join([str(profile), *_unusual(metrics)]), state, result, headline or DASH, moment(str(when or ""))
-    )
+    named = " ".join([str(profile), *_unusual(metrics.get("seed"), scored[0] if scored else {})])
+    return RunRow(run.id, named, state, result, headline or DASH, moment(str(when or "")))
 
 
-def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]:
+def _result(summary: dict[str, Any], scored: list[dict[str, Any]]) -> tuple[str, str]:
     """The first number and its name; the other names follow, each with its number."""
-    scored = metrics.get("evaluations")
-    leaks = [str(e.get("label")) for e in map(_mapping, scored if isinstance(scored, list) else []) if e.get("leaks")]
+    leaks = [str(e.get("label")) for e in scored if e.get("leaks")]
     texts = {name: number(value) if isinstance(value, int | float) else str(value)
              for name, value in _mapping(summary.get("headline")).items()}  # fmt: skip
     found = [(f"{name}{' (leaks)' * (name in leaks or name.endswith(LEAKING))}", text) for name, text in texts.items()]
@@ -89,17 +87,15 @@ def _result(summary: dict[str, Any], metrics: dict[str, Any]) -> tuple[str, str]
     return result, ", ".join([first.replace("_", " "), *map(" ".join, others)])
 
 
-def _unusual(metrics: dict[str, Any]) -> list[str]:
+def _scored(metrics: dict[str, Any]) -> list[dict[str, Any]]:
+    found = metrics.get("evaluations")
+    return list(map(_mapping, found)) if isinstance(found, list) else []
+
+
+def _unusual(seed: Any, first: dict[str, Any]) -> list[str]:
     """Seed, suite and order, by which the run differs from others of its stage."""
-    scored = metrics.get("evaluations")
-    first = _mapping(scored[0] if isinstance(scored, list) and scored else None)
-    seed, suite, order = metrics.get("seed"), first.get("suite"), first.get("order")
-    words = [
-        f"seed {seed}" if seed else None,
-        suite if suite != "short" else None,
-        order if order != "context_first" else None,
-    ]
-    return [str(word) for word in words if word]
+    words = f"seed {seed}" if seed else None, first.get("suite"), first.get("order")
+    return [str(word) for word in words if word and word not in ("short", "context_first")]
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _drawn(train: Mapping[str, Any]) -> str:
 def solved(study: Study) -> Table:
     """For look-ups, the step at which each training had learnt them, seed by seed."""
     rows = []
-    for setting in (s for s in (study, *study.other_settings) if s.setting.suite == "lookup"):
+    for setting in (s for s in study.settings if s.setting.suite == "lookup"):
         for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
             steps = [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
             rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), ", ".join(steps))))
@@ -95,10 +95,11 @@ def missing(study: Study) -> Table:
 def reference(study: Study) -> Table:
     with_numbers = [run for run in study.runs if run.reference]
     keys = list(dict.fromkeys(key for run in with_numbers for key in run.reference))
-    names = [f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}" for run in with_numbers]
-    numbers = [[short(run.reference.get(key)) for key in keys] for run in with_numbers]
-    rows = tuple(TableRow((name, *cells)) for name, cells in zip(names, numbers, strict=True))
-    return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), rows)
+    rows = []
+    for run in with_numbers:
+        name = f"{study.place(run)}{' (leaks)' * (run.stage in _REFERENCE_LEAKS)}"
+        rows.append(TableRow((name, *(short(run.reference.get(key)) for key in keys))))
+    return Table("The earlier experiment's numbers", ("Stage", *(f">{task_title(key)}" for key in keys)), tuple(rows))
 
 
 def estimate(study: Study) -> Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.report.format import DASH, number
-from app.report.template import fill
+from app.report.page import fill
 from jobs.columns import Column, table_lines
 from jobs.runs.atomic import write_text_atomically
 
@@ -44,11 +44,9 @@ def _page(found: Mapping[str, Any]) -> dict[str, Any]:
     """The values of both templates, numbers as text."""
     columns = [{"label": label_of(column), "answers": [{**a, "note": _note(a)} for a in column["answers"]]}
                for column in found["columns"]]  # fmt: skip
-    rows = []
-    for column in found["columns"]:
-        means = column["means"]
-        rows.append((label_of(column), _percent(means["echo_rate"]), _percent(means["repetition_rate"]),
-                     number(means["tokens"], 1), _percent(means["cut"])))  # fmt: skip
+    means = [(label_of(column), column["means"]) for column in found["columns"]]
+    rows = [(label, _percent(m["echo_rate"]), _percent(m["repetition_rate"]), number(m["tokens"], 1), _percent(m["cut"]))
+            for label, m in means]  # fmt: skip
     size = f"{len(found['prompts'])} prompts, at most {found['max_new_tokens']} tokens"
     title = f"Answers side by side: profile {found['profile']}, {size}"
     judged = [_judged(one, found["judge"]["model"]) for one in found["judge"]["pairs"]] if found.get("judge") else []

@@ -7,7 +7,7 @@ from pathlib import Path
 from app.report import plots, run_tables, tables
 from app.report.chart import Plot
 from app.report.format import number
-from app.report.joint_tables import Line, Part, lines_of, named, recipes, when
+from app.report.joint_tables import Line, lines_of, named, recipes, when
 from app.report.runs import Evaluation, Run
 from app.report.study import Study
 from app.report.tables import Table
@@ -33,9 +33,12 @@ class Outline(list[Section]):
     def add(self, key: str, shown: Sequence[Table], drawn: Sequence[Plot] = (), more: Sequence[str] = (), *,
             text: str = "") -> None:  # fmt: skip
         """A section, unless all of its tables are empty. text: in place of that of sections.yaml. more: paragraphs below it."""
-        words = _WORDS[key]
-        if any(table.rows for table in shown):
-            paragraphs = filter(None, [text or words.get("text"), *more])
+        words, rows = _WORDS[key], [row for table in shown for row in table.rows]
+        if rows:
+            text = text or words.get("text", "")
+            if "leaks" in words and any(row.kind == "leaks" for row in rows):
+                text += f" {words['leaks']}"
+            paragraphs = filter(None, [text, *more])
             self.append(Section(key, words["title"], tuple(paragraphs), tuple(shown), tuple(drawn)))
 
     def add_comparisons(self, lines: Sequence[Line]) -> None:
@@ -45,10 +48,10 @@ class Outline(list[Section]):
 
 def sections(study: Study) -> Outline:
     """All sections that these runs fill; missing stages have a section of their own."""
-    found, whole = Outline(), [Part("", study)]
-    if len(lines := lines_of(whole)) > 1:
+    found = Outline()
+    if len(lines := lines_of([study])) > 1:
         found.add_comparisons(lines)
-    ranked = recipes(whole)
+    ranked = recipes([study])
     found.add("recipes", [ranked if ranked.rows else tables.recipes(study)])
     found.add("recovery", [tables.recovery(study)], plots.recovery_plots(study.recovery, study.baseline))
     found.add("solved", [run_tables.solved(study)])
@@ -96,29 +99,26 @@ def _unequal_training(study: Study, trained: Sequence[Run]) -> list[str]:
     """A warning unless both trained on the same data for the same number of steps, which the control needs."""
     at = {run.stage: run.train or {} for run in trained}
     first, second = (study.control.first.model, study.control.second.model) if study.control else ("stage3b", "stage3a")
-    a, b = at.get(second), at.get(first)
-    if a is None or b is None:
-        return []
     names = {"steps": "steps", "train_examples": "training examples", "response_tokens": "response tokens"}
-    differing = [name for key, name in names.items() if a.get(key) != b.get(key)]
+    differing = [
+        name for key, name in names.items() if {first, second} <= set(at) and at[first].get(key) != at[second].get(key)
+    ]
     return [f"{second} and {first} differ in {', '.join(differing)}: the control is not exact."] if differing else []
 
 
 def _nll_readings(evaluations: Sequence[Evaluation]) -> list[str]:
     causal = {e.model: e for e in evaluations if e.mask == "causal"}
     found = []
-    for e in evaluations:
-        before = causal.get(e.model)
-        if before is None or before is e or e.gold_nll is None or before.gold_nll is None:
+    for e in (e for e in evaluations if e.mask != "causal"):
+        before, after = causal[e.model].gold_nll if e.model in causal else None, e.gold_nll
+        if before is None or after is None:
             continue
-        change = f"{number(before.gold_nll, 2)} under causal, {number(e.gold_nll, 2)} under {e.label.split('/', 1)[1]}"
-        below = e.gold_nll < before.gold_nll
+        change = f"{e.model}: {number(before, 2)} under causal, {number(after, 2)} under {e.label.split('/', 1)[1]}"
         if e.leaks:
-            reading = "below causal, the leak at work" if below else "not below causal here"
-            found.append(f"{e.model}: {change}: {reading}.")
-        elif e.model == "base" and e.mask != "causal" and below:
             found.append(
-                f"base: {change}: below causal without training, which is not expected of an honest mask; check it "
-                "with `python -m app probe`."
+                f"{change}: {'below causal, the leak at work' if after < before else 'not below causal here'}."
             )
+        elif e.model == "base" and after < before:
+            odd = "below causal without training, which is not expected of an honest mask; check it with `python -m app probe`"
+            found.append(f"{change}: {odd}.")
     return list(dict.fromkeys(found))  # two stages may contain the same evaluation

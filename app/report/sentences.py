@@ -6,7 +6,7 @@ of items for, NLL often decides with tens. A difference whose 95 % interval hold
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.report.campaign import Setting, unfinished
 from app.report.comparisons import WIDE, Comparison
@@ -16,6 +16,7 @@ from app.stats.bootstrap import FEWEST
 from app.stats.difference import Difference
 from app.stats.power import items_needed, smallest_difference
 
+_BY_ACCURACY = {"higher": "better", "lower": "worse"}
 _BY_NLL = {"lower": "better", "higher": "worse"}
 
 
@@ -33,7 +34,8 @@ class Finding:
         """Such as "5.0 points more accurate"."""
         if self.points is None:
             return f"{'surer' if self.direction == 'better' else 'less sure'} of the right answers{self.beside}"
-        return f"{_size(self.points)} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
+        size = f"{self.points:.1f}" if self.points >= 0.05 else "less than 0.1"  # never 0.0, of what is not zero
+        return f"{size} points {'more' if self.direction == 'better' else 'less'} accurate{self.beside}"
 
 
 def finding(c: Comparison, measure: str = "accuracy") -> Finding:
@@ -43,41 +45,27 @@ def finding(c: Comparison, measure: str = "accuracy") -> Finding:
     if measure == "gold_nll" and c.nll is not None:
         if not by_nll and c.too_few_items and items_needed(c.accuracy.variance, WIDE) is None:
             return by_accuracy(c)  # too few seeds: what NLL could deny is nothing that a reader would ask
-        least = excluded(c.nll)
-        text = "" if by_nll else f"no difference of {least:.3f} nats a token or more in NLL"
-        return Finding(by_nll or "level", None, text, _and_accuracy(c, by_nll))
-    if c.too_few_items and by_nll:
-        return Finding(by_nll, None, "")
-    return by_accuracy(c)
+        text = "" if by_nll else f"no difference of {excluded(c.nll):.3f} nats a token or more in NLL"
+        accuracy = by_accuracy(c)
+        agrees = "and" if accuracy.direction == by_nll else "though"
+        also = f" ({agrees} {replace(accuracy, beside='').change})" if accuracy.points is not None else ""
+        return Finding(by_nll or "level", None, text, also)
+    return Finding(by_nll, None, "") if c.too_few_items and by_nll else by_accuracy(c)
 
 
 def by_accuracy(c: Comparison) -> Finding:
     """The reading by accuracy alone, NLL beside it where that is clear."""
     by_nll = _BY_NLL.get(c.nll_verdict)
-    if c.verdict != "within noise":
-        direction = {"higher": "better", "lower": "worse"}[c.verdict]
-        other = "surer" if by_nll == "better" else "less sure"
-        beside = f" though {other} of the right answers" if by_nll and by_nll != direction else ""
+    surer = Finding(by_nll, None, "").change if by_nll else ""
+    if direction := _BY_ACCURACY.get(c.verdict):
+        beside = f" though {surer}" if by_nll not in (None, direction) else ""
         return Finding(direction, abs(100 * c.accuracy.total.value), "", beside)
-    sure = {"better": ", and it is surer of the right answers", "worse": ", but it is less sure of the right answers"}
+    also = surer and f", {'and' if by_nll == 'better' else 'but'} it is {surer}"
     if c.too_few_items:
-        return Finding("unclear", None, not_enough(c) + sure.get(by_nll or "", ""))
+        return Finding("unclear", None, not_enough(c) + also)
     least = 100 * excluded(c.accuracy)
     level = f"no difference of {least:.1f} points or more in accuracy" if least else "right on the very same items"
-    return Finding("level", None, level + sure.get(by_nll or "", ""))
-
-
-def _and_accuracy(c: Comparison, by_nll: str | None) -> str:
-    """Accuracy beside NLL, where it is clear too: such as " (and 13.9 points more accurate)"."""
-    if c.verdict == "within noise":
-        return ""
-    agrees = (c.verdict, by_nll) in (("higher", "better"), ("lower", "worse"))
-    more = "more" if c.verdict == "higher" else "less"
-    return f" ({'and' if agrees else 'though'} {_size(abs(100 * c.accuracy.total.value))} points {more} accurate)"
-
-
-def _size(points: float) -> str:
-    return f"{points:.1f}" if points >= 0.05 else "less than 0.1"  # never 0.0, of what is not zero
+    return Finding("level", None, level + also)
 
 
 def excluded(d: Difference) -> float:
@@ -100,9 +88,8 @@ def question(study: Study) -> str:
     if study.compared is not None:
         return f"How does {study.compared[1].id} differ from {study.compared[0].id}?"
     what = f"On {study.setting}: what" if study.setting != Setting() else "What"
-    return (
-        f"{what} happens when {study.base_model} may read its prompt in both directions, and can finetuning repair it?"
-    )
+    read = f"{study.base_model} may read its prompt in both directions"
+    return f"{what} happens when {read}, and can finetuning repair it?"
 
 
 def headline(study: Study) -> str:
@@ -133,14 +120,17 @@ def _recovery(study: Study, damage: Finding) -> str:
         return "finetuning for it has not been scored yet."
     gain, left = finding(won), finding(after)
     if gain.direction == "better" and damage.direction == "worse":
-        beyond = "more than repairs" if left.points else "repairs"
-        repaired = {"better": f"{beyond} that", "level": "repairs that", "worse": "repairs a part of that"}
+        surer = "repairs that, measured by how sure it is of the right answers" if damage.points else "repairs that"
+        repaired = {
+            "better": "more than repairs that" if left.points else surer,
+            "level": f"repairs that ({left.text})",
+            "worse": "repairs a part of that",
+        }
         text = f"finetuning {repaired.get(left.direction, 'improves it, and whether that repairs all of it is open')}."
     else:
-        improved = {"better": "finetuning improves it.", "worse": "finetuning makes it worse."}
-        text = improved.get(gain.direction, f"what finetuning changes is open ({gain.text.lower()}).")
-        if gain.direction == "level":
-            text = f"finetuning changes little ({gain.text})."
+        change = {"better": "finetuning improves it.", "worse": "finetuning makes it worse.",
+                  "level": f"finetuning changes little ({gain.text})."}  # fmt: skip
+        text = change.get(gain.direction, f"what finetuning changes is open ({gain.text.lower()}).")
     if control is None:
         return f"{text} The control, finetuned and read from left to right, has not been scored."
     return f"{text} {_against_control(study, 'It')}"
@@ -176,7 +166,13 @@ def _decisive(study: Study) -> list[tuple[str, Comparison]]:
         return []
     names = "Bidirectional prompt, untrained", "Finetuned for it", "Against the untouched model", "Against the control"
     found = study.find(("base", "prefix"), ("base", "causal")), *_finetuned(study)
-    return [(name, c) for name, c in zip(names, found, strict=True) if c is not None]
+    return [(name, c) for name, c in zip(names, found, strict=True) if c]
+
+
+def _seeds(study: Study) -> int:
+    """How many training seeds the answer rests on: of its comparisons that with the fewest counts; 0 for a single one."""
+    found = [len(c.seeds) for _, c in _decisive(study) if c.first.model != "base"]
+    return min(found or [max((len(c.seeds) for c in study.comparisons), default=0)])
 
 
 def sensitivity(c: Comparison) -> str:
@@ -218,11 +214,10 @@ def _headline_of_two(study: Study) -> str:
     sentences = []
     for c in fair:
         found = finding(c)
-        reading = f"is {found.change} than" if found.direction in ("better", "worse") else "against"
-        sentences.append(
-            f"{c.first.label} ({number(c.first.macro.value)}) {reading} {c.second.label} "
-            f"({number(c.second.macro.value)}): {found.text + '; ' if found.text else ''}{points(c.accuracy.total)}"
-        )
+        reading = "against" if found.text else f"is {found.change} than"
+        first, second = (f"{e.label} ({number(e.macro.value)})" for e in (c.first, c.second))
+        text = "; ".join(filter(None, [found.text, points(c.accuracy.total)]))
+        sentences.append(f"{first} {reading} {second}: {text}")
     return f"{ids}: {'; '.join(sentences)}."
 
 
@@ -231,7 +226,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     found = []
     if study.evaluations:
         one = study.evaluations[0]
-        seeds = max((len(c.seeds) for c in study.comparisons), default=0)
+        seeds = _seeds(study)
         tasks = f"{len(one.tasks)} task{'s' * (len(one.tasks) > 1)}"
         measured = f"{one.items:,} questions of {tasks}; chance is {number(one.chance, 2)}."
         runs = f"{seeds} training seeds." if seeds else "One training seed." if study.prefix_model else ""
@@ -241,13 +236,14 @@ def facts(study: Study) -> list[tuple[str, str]]:
     side = study.find((study.prefix_model or "", "causal"), ("base", "causal"))
     if side is not None and (before := side.second.macro.value):
         reached = f"{100 * (1 + side.accuracy.total.value / before):.0f} % of the untouched model's accuracy"
-        found.append(("In normal use", f"Read from left to right as usual, the finetuned model reaches {reached}."))
+        text = (
+            f"Read from left to right as usual, the finetuned model reaches {reached} ({points(side.accuracy.total)})."
+        )
+        found.append(("In normal use", text))
     if (spent := study.spent).runs:
-        settings = study.ledger.get("settings") or {}
-        price = float(settings.get("dollars_an_hour") or 0.0)
         dollars = f" and ${spent.dollars:,.2f}" if spent.dollars else ""
-        if price and not spent.dollars:
-            dollars = f" or ${spent.seconds / 3600 * price:,.2f} at ${price:,.2f} an hour"
+        if (price := study.price) and not spent.dollars:
+            dollars = f" or ${study.dollars:,.2f} at ${price:,.2f} an hour"
         found.append(("What it cost", f"{spent.runs} runs, {duration(spent.seconds)}{dollars}."))
     return found
 
@@ -268,20 +264,19 @@ def cautions(study: Study) -> list[str]:
     found.extend(filter(None, [unfinished(study.ledger), *map(str, study.left_out)]))
     widths = [(e.macro.hi - e.macro.lo) / 2 for e in evaluations if not e.leaks]
     asked = [c for _, c in _decisive(study)]
-    more = [
-        c for c in asked if finding(c).direction == "unclear" and items_needed(c.accuracy.variance, WIDE) is not None
-    ]
+    unclear = [c.accuracy.variance for c in asked if finding(c).direction == "unclear"]
+    more = any(items_needed(variance, WIDE) is not None for variance in unclear)
     if widths and max(widths) > WIDE and (more or not asked):
         fewest = min(t.items for e in evaluations for t in e.tasks.values())
         found.append(
             f"Few items ({fewest:,} in the smallest task): a macro accuracy here is known to about "
             f"±{100 * max(widths):.0f} points. Raise LIMIT before drawing a conclusion."
         )
-    if study.compared is None and any(run.train for run in study.runs) and not any(c.seeds for c in study.comparisons):
-        found.append(
-            "One training seed per stage. The intervals cover the choice of items, not that of the seed: "
-            "a headline needs at least three."
-        )
+    if study.compared is None and any(run.train for run in study.runs) and not _seeds(study):
+        several = any(c.seeds for c in study.comparisons)
+        what = "A comparison behind the answer has a single training seed. Its interval covers" if several else (
+            "One training seed per stage. The intervals cover")  # fmt: skip
+        found.append(f"{what} the choice of items, not that of the seed: a headline needs at least three.")
     odd = {"prefix_violations": "whose context is not a token prefix of context + continuation",
            "truncated": "cut to the model's context length"}  # fmt: skip
     for count, name in odd.items():

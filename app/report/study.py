@@ -86,6 +86,7 @@ class Study:
     primary: Primary | None = None
     ledger: Mapping[str, Any] = field(default_factory=dict)  # the file of the campaign that declared it
     spent: Spent = field(default_factory=Spent)  # of all settings and seeds
+    campaign: str = ""  # of whose runs alone the study is
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -102,6 +103,29 @@ class Study:
     @property
     def base_model(self) -> str:
         return self.runs[0].base_model
+
+    @property
+    def price(self) -> float:
+        """Dollars an hour, where the campaign names them, else 0."""
+        return float((self.ledger.get("settings") or {}).get("dollars_an_hour") or 0.0)
+
+    @property
+    def dollars(self) -> float:
+        """As billed, else by the price; 0 where neither is known."""
+        return self.spent.dollars or self.spent.seconds / 3600 * self.price
+
+    @property
+    def short_model(self) -> str:
+        return self.base_model.removesuffix("-Instruct")
+
+    @property
+    def name(self) -> str:
+        return f"{self.campaign}, {self.base_model}"
+
+    @property
+    def settings(self) -> tuple[Study, ...]:
+        """Of each setting its study, this one first."""
+        return (self, *self.other_settings)
 
     @property
     def prefix_model(self) -> str | None:

@@ -131,17 +131,16 @@ def each_seed(comparisons: Sequence[Comparison]) -> Table:
     """Every seed of the comparisons that have several, in both measures."""
     rows = []
     for c in (c for c in comparisons if c.seeds):
-        nlls = c.nll.by_seed if c.nll else [None] * len(c.seeds)
-        for seed, accuracy, nll in zip(c.seeds, c.accuracy.by_seed, nlls, strict=True):
-            rows.append(TableRow((c.title, str(seed), signed(accuracy), signed(nll))))
-        nll = c.nll.total.value if c.nll else None
-        rows.append(TableRow((c.title, "mean", signed(c.accuracy.total.value), signed(nll)), "total"))
+        accuracies = (*c.accuracy.by_seed, c.accuracy.total.value)
+        nlls = (*c.nll.by_seed, c.nll.total.value) if c.nll else [None] * len(accuracies)
+        for seed, accuracy, nll in zip((*c.seeds, "mean"), accuracies, nlls, strict=True):
+            cells = c.title, str(seed), signed(accuracy), signed(nll)
+            rows.append(TableRow(cells, "total" if seed == "mean" else ""))
     return Table("Each seed by itself", ("Question", ">Seed", ">Accuracy", ">NLL, nats a token"), tuple(rows))
 
 
 def paired_by_task(c: Comparison) -> Table:
     """One row for each task: exact McNemar with its discordant counts, bootstrap difference and Holm."""
-
     rows = []
     for t, test in sorted(c.tests.items(), key=lambda entry: task_order(entry[0])):
         accuracies = [number(e.tasks[t].headline) for e in (c.first, c.second)]
@@ -159,11 +158,9 @@ def gold_nll(study: Study) -> Table:
     tasks = _tasks(study)
 
     def cells(e: Evaluation) -> list[str]:
-        roundings = [e.tasks[t].gold_nll_rounding for t in tasks]
-        values = zip(
-            (*(e.tasks[t].gold_nll for t in tasks), e.gold_nll), (*roundings, sum(roundings) / len(tasks)), strict=True
-        )
-        return [number(value, 2) + (f" ± {number(by, 2)}" if by >= 0.005 else "") for value, by in values]
+        found = [(e.tasks[t].gold_nll, e.tasks[t].gold_nll_rounding) for t in tasks]
+        mean = e.gold_nll, sum(by for _, by in found) / len(tasks)
+        return [number(value, 2) + (f" ± {number(by, 2)}" if by >= 0.005 else "") for value, by in (*found, mean)]
 
     rows = _by_evaluation(study, cells)
     columns = ("Evaluation", *(f">{task_title(t)}" for t in tasks), ">Mean")

@@ -6,6 +6,7 @@ one for each seed, the newest of its runs.
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,18 +76,15 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
             kind = e.model, _without_seed(record), e.mask
             found.setdefault(kind, {}).setdefault(int(record["stage"].get("seed", 0)), e)
     reference = {e.model: records.get(e.model_run or "", {}) for run in reversed(shown) for e in run.evaluations}
-    used = {e.model_run for replicates in found.values() for e in replicates.values()}
-    runs = {run.id: run for run in complete if run.id in used}
-    trained = {name: run.read_metrics().get("train") or {} for name, run in runs.items()}
+    runs = {run.id: run for run in complete}
     recipes = []
     for (model, _, mask), replicates in found.items():
         run_id = str(next(iter(replicates.values())).model_run)
-        train = trained[run_id]
+        train = runs[run_id].read_metrics().get("train") or {}
         changes = _changes(records[run_id], reference.get(model) or records[run_id])
-        tokens = train.get("response_tokens")
         solved = {seed: _solved(runs[str(e.model_run)]) for seed, e in sorted(replicates.items())}
-        recipe = Recipe(changes, str(train.get("mask")), mask, int(train.get("steps", 0)), tokens, replicates, solved)
-        recipes.append(recipe)
+        amount = int(train.get("steps", 0)), train.get("response_tokens")
+        recipes.append(Recipe(changes, str(train.get("mask")), mask, *amount, replicates, solved))
     return Trainings(tuple(recipes))
 
 
@@ -100,22 +98,17 @@ def _evaluations(
 ) -> Iterator[Evaluation]:
     """Those of finetuned models on the items of `shown`: of the shown runs first, then newest first. A damaged run is
     skipped."""
-    scored = [e for run in shown for e in run.evaluations]
-    if not any(e.model_run for e in scored):
-        return
-    yield from (e for e in scored if e.model_run)
+    scored = [e for run in shown for e in run.evaluations if e.model_run]
+    yield from scored
     ids = {run.id for run in shown}
     stages = {run.path.parent.name for run in shown if any(e.model_run for e in run.evaluations)}
     for directory in reversed(complete):
-        if directory.id in ids or directory.stage not in stages:
-            continue
-        try:
-            evaluations = load(directory).evaluations
-        except DataError:
-            continue
-        for e in evaluations:
-            if e.model_run and (e.format, e.keys) == (scored[0].format, scored[0].keys):
-                yield e
+        if directory.id not in ids and directory.stage in stages:
+            with suppress(DataError):
+                alike = (
+                    e for e in load(directory).evaluations if (e.format, e.keys) == (scored[0].format, scored[0].keys)
+                )
+                yield from (e for e in alike if e.model_run)
 
 
 def _without_seed(record: Mapping[str, Any]) -> str:

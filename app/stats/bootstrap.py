@@ -85,37 +85,24 @@ def stderr(values: ArrayLike) -> float:
 
 
 def macro_interval(correct_by_task: Mapping[str, ArrayLike], samples: int, seed: int) -> tuple[float, float, float]:
-    """Macro average over tasks with its bootstrap interval, stratified by task.
-
-    Args:
-        correct_by_task: one (items,) array of outcomes a task.
-        samples: number of resamples (>= 1).
-        seed: of the random generator; the same seed gives the same interval, whatever the order of the tasks.
-
-    Returns:
-        (value, lo, hi): the macro average and its 95 % percentile interval; 0 to 1 where the items are too few for one.
+    """Macro average over tasks, of one (items,) array of outcomes each, with its 95 % percentile interval: (value, lo, hi); the
+    interval is 0 to 1 where the items are too few for one. The order of the tasks changes nothing.
     """
     stacked = {task: outcomes(values, task)[:, None] for task, values in correct_by_task.items()}
     macro_s = resampled_macro(stacked, samples, seed)[1][:, 0]
     value = float(np.mean([x.mean() for x in stacked.values()]))
-    lo, hi = percentiles(macro_s) if enough(stacked) else (0.0, 1.0)
-    return value, lo, hi
+    return value, *_bounds(stacked, macro_s, (0.0, 1.0))
 
 
 @resampled_once
 def paired_bootstrap(
     first: Mapping[str, ArrayLike], second: Mapping[str, ArrayLike], *, chance: float, samples: int, seed: int
 ) -> Paired:
-    """Difference and retention of `first` against `second`, both resampled together on the same items.
+    """Difference and retention of `first` against `second`, one (items,) array a task, both resampled together on the same items.
 
-    Args:
-        first, second: one (items,) array a task, the same tasks and the same items in the same order.
-        chance: macro accuracy of guessing, for the above-chance retention.
-        samples: number of resamples (>= 1).
-        seed: of the random generator.
-
-    Retention is undefined (NaN) where the baseline is 0, and the above-chance retention where the baseline is not
-    distinguishable from chance (the lower bound of its own interval is at or below it): the ratio's denominator would cross zero.
+    chance: macro accuracy of guessing. Retention is undefined (NaN) where the baseline is 0, and the above-chance retention where
+    the baseline is not distinguishable from chance (the lower bound of its own interval is at or below it): the ratio's
+    denominator would cross zero.
     Of too few items no ratio is defined, and a difference is known to be between -1 and 1.
 
     Raises:
@@ -127,7 +114,7 @@ def paired_bootstrap(
     by_task, macro_s2 = resampled_macro(pairs, samples, seed)
     a_s, b_s = macro_s2[:, 0], macro_s2[:, 1]
     a_value, b_value = (float(np.mean([x[:, k].mean() for x in pairs.values()])) for k in (0, 1))
-    b_lo = percentiles(b_s)[0] if enough(pairs) else -math.inf
+    b_lo, _ = _bounds(pairs, b_s, (-math.inf, math.inf))
     return Paired(
         difference=Interval(a_value - b_value, *_bounds(pairs, a_s - b_s)),
         retention=_ratio(a_value, b_value, a_s, b_s, defined=b_lo > 0),
@@ -139,8 +126,10 @@ def paired_bootstrap(
     )
 
 
-def _bounds(columns: Mapping[str, Floats], differences_s: Floats) -> tuple[float, float]:
-    return percentiles(differences_s) if enough(columns) else ANY
+def _bounds(
+    columns: Mapping[str, Floats], resampled_s: Floats, unknown: tuple[float, float] = ANY
+) -> tuple[float, float]:
+    return percentiles(resampled_s) if enough(columns) else unknown
 
 
 def enough(columns: Mapping[str, Floats]) -> bool:

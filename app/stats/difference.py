@@ -112,10 +112,8 @@ def _over_seeds(means: Floats, drawn: np.ndarray) -> Floats:
     """Means (samples, seeds) as one value a resample (samples,), with the seeds `drawn` (samples, seeds)."""
     seeds = means.shape[1]
     over_all: Floats = means.mean(axis=1)
-    if seeds == 1:
-        return over_all
     over_drawn = np.take_along_axis(means, drawn, axis=1).mean(axis=1)
-    return over_all + math.sqrt(seeds / (seeds - 1)) * (over_drawn - over_all)
+    return over_all + math.sqrt(seeds / max(1, seeds - 1)) * (over_drawn - over_all)
 
 
 def _reach(x: Floats) -> tuple[float, float]:

@@ -69,6 +69,7 @@ def test_recovery_is_drawn_over_steps_for_each_mask(report: Report) -> None:
     }
     page = report.to_html()
     assert "Recovery with training" in page and "bidirectional (leaks): 0." in page
+    assert "differ in nothing else. Under the leaking mask the curve levels off" in page
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,7 @@ def test_of_several_lengths_of_training_the_longest_is_compared_and_all_are_draw
     }  # and the control's
     rows = [line for line in report.to_markdown().splitlines() if line.startswith("| prefix, read prefix | ")]
     assert [line.split(" | ")[1] for line in rows] == ["60", "100", "300"]
+    assert "Under the leaking mask" not in report.to_markdown(), "no such curve is drawn"
 
 
 def test_the_declared_measure_decides_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ import pytest
 
 from app.report.archive import collect, joint_of, rebuild, write_joint
 from app.report.joint import QUESTION, _joined, headline, joint_page
-from app.report.joint_tables import Line, Part, lines_of
+from app.report.joint_tables import Line, lines_of, missing_cells
 from app.report.page import Page
 from app.report.profile_runs import study_of_profile
 from app.report.repetition import against_repetition
-from app.report.sentences import by_accuracy
+from app.report.sentences import by_accuracy, cautions, facts
+from app.report.study import Spent, Study
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR
 from jobs.runs.rundir import RunDir, list_runs
@@ -43,6 +44,14 @@ def campaign(runs_dir: Path, name: str, suite: str, settings: Mapping[str, Any] 
     return record
 
 
+def without_control_of(runs_dir: Path, seed: int) -> None:
+    """As while a campaign runs: the control of that seed is not there yet."""
+    for run in list_runs(runs_dir):
+        job = run.read_job()["stage"]
+        if (job.get("seed"), job.get("train", {}).get("mask")) == (seed, "causal"):
+            shutil.rmtree(run.path)
+
+
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three campaigns: two recipes in three orders; the same setting with fewer seeds; another suite."""
@@ -55,12 +64,12 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def parts(runs_dir: Path) -> list[Part]:
+def parts(runs_dir: Path) -> list[Study]:
     return joint_of(runs_dir)
 
 
 @pytest.fixture(scope="module")
-def page(parts: list[Part]) -> Page:
+def page(parts: list[Study]) -> Page:
     return joint_page(parts, ["lookup"])
 
 
@@ -83,7 +92,7 @@ def test_the_first_screen_is_the_question_the_answer_in_two_sentences_and_one_pl
     )
 
 
-def test_the_numbers_behind_the_answer_are_those_of_their_own_order(parts: list[Part], page: Page) -> None:
+def test_the_numbers_behind_the_answer_are_those_of_their_own_order(parts: list[Study], page: Page) -> None:
     (part,) = [part for part in parts if part.campaign == "reading"]
     for study in part.settings:
         order = study.setting.order.replace("_", " ")
@@ -125,10 +134,9 @@ def test_recipes_side_effect_and_cost_are_listed_campaign_by_campaign(page: Page
     assert [row[0] for row in rows(page, "cost")][:3] == ["again", "reading", "short"]
 
 
-def test_a_run_of_two_campaigns_is_paid_for_once(parts: list[Part], page: Page) -> None:
+def test_a_run_of_two_campaigns_is_paid_for_once(parts: list[Study], page: Page) -> None:
     (again, reading, _) = parts
-    both = replace(reading, study=replace(reading.study, spent=replace(reading.study.spent, each={
-        **reading.study.spent.each, **again.study.spent.each})))  # fmt: skip
+    both = replace(reading, spent=Spent({**reading.spent.each, **again.spent.each}))
     shared = joint_page([again, both, parts[2]], ["lookup"])
     assert rows(shared, "cost")[:3] == rows(page, "cost")[:3]
     said = [dict(one.facts)["What it cost"] for one in (page, shared)]
@@ -173,7 +181,7 @@ def test_no_difference_by_the_declared_nll_is_stated_in_nats_where_accuracy_show
 
 
 def test_an_order_that_goes_the_other_way_than_the_declared_one_is_in_the_answer(
-    parts: list[Part], monkeypatch: pytest.MonkeyPatch
+    parts: list[Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = next(one for one in lines_of(parts) if one.declared)
     ways = {line.setting.order: "better"}
@@ -197,9 +205,9 @@ def test_an_order_that_goes_the_other_way_than_the_declared_one_is_in_the_answer
 def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def on(name: str, part: Part) -> Part:
-        runs = tuple(replace(run, base_model=name) for run in part.study.runs)
-        return Part(name, replace(part.study, profile=name, runs=runs))
+    def on(name: str, part: Study) -> Study:
+        runs = tuple(replace(run, base_model=name) for run in part.runs)
+        return replace(part, campaign=name, profile=name, runs=runs)
 
     campaign(tmp_path / "open", "mine", "reading", items=40, recipes=("full",), tasks=("piqa", "arc_easy"))
     monkeypatch.setitem(MODELS, ("stage3b", "prefix"), (-1.5, 1.98))
@@ -242,23 +250,23 @@ def test_missing_runs_and_campaigns_are_named(tmp_path: Path, page: Page) -> Non
     ledger["runs"] = [{**run, **there, **place} for run, place in zip(ledger["runs"], places, strict=True)]
     record.write_text(json.dumps(ledger))
     (part,) = joint_of(tmp_path)
-    assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"]
+    assert missing_cells(part) == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"]
     two = settings | {"profiles": ["ci", "embedded"], "primary": settings["primary"] | {"profile": "ci"}}
     record.write_text(json.dumps(ledger | {"settings": two}))
     (part,) = joint_of(tmp_path)
-    assert part.missing == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"] + [
+    assert missing_cells(part) == ["lookup context_first full-1e-3 prefix (seeds 0, 1)"] + [
         f"embedded lookup context_first full-1e-3 {mask} (seeds 0, 1)" for mask in ("causal", "prefix")
     ]
     record.write_text(json.dumps(ledger | {"settings": {"of": "another version"}}))
     (part,) = joint_of(tmp_path)
-    assert part.missing == ["2 runs"]
+    assert missing_cells(part) == ["2 runs"]
     assert (
         "Of the campaign mine 2 of 4 runs are missing, which the last table names; run: `make campaign CAMPAIGN=mine`."
         in joint_page([part]).cautions
     )
 
 
-def test_the_markdown_shows_each_plot_as_a_file_in_light_and_dark(tmp_path: Path, parts: list[Part]) -> None:
+def test_the_markdown_shows_each_plot_as_a_file_in_light_and_dark(tmp_path: Path, parts: list[Study]) -> None:
     (tmp_path / "index-old.svg").touch()
     _, written = write_joint(parts, tmp_path, "index")
     text = (tmp_path / "index.md").read_text()
@@ -307,7 +315,7 @@ def test_where_accuracy_cannot_tell_a_clear_log_likelihood_is_stated_and_decides
 
 
 def test_orders_that_go_different_ways_on_different_tasks_are_told_apart(
-    parts: list[Part], monkeypatch: pytest.MonkeyPatch
+    parts: list[Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = next(one for one in lines_of(parts) if one.declared)
     ways = {
@@ -343,10 +351,7 @@ def test_changes_of_one_unit_share_it(changes: list[str], text: str) -> None:
 def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
     """While a campaign runs, a model has more seeds than its control: their difference is over the seeds of both."""
     campaign(tmp_path, "half", "reading", seeds=(0, 1, 2), items=60, recipes=("full", "lora"))
-    for run in list_runs(tmp_path):
-        job = run.read_job()["stage"]
-        if (job.get("seed"), job.get("train", {}).get("mask")) == (2, "causal"):
-            shutil.rmtree(run.path)
+    without_control_of(tmp_path, 2)
     page = joint_page(joint_of(tmp_path))
     found = re.search(r"([+−]?\d+\.\d) points.*both directions (\d+\.\d) %, the control (\d+\.\d) %", page.details[0])
     assert found
@@ -362,10 +367,7 @@ def test_accuracies_are_of_the_seeds_that_are_compared(tmp_path: Path) -> None:
 def test_of_one_seed_in_common_both_sides_are_of_that_seed(tmp_path: Path) -> None:
     """While a campaign runs: the newest prefix model is of seed 1, whose control is not there yet."""
     campaign(tmp_path, "mine", "reading", items=60, recipes=("full",), seeds=(0, 1), orders=("context_first", "repeat"))
-    for run in list_runs(tmp_path):
-        job = run.read_job()["stage"]
-        if (job.get("seed"), job.get("train", {}).get("mask")) == (1, "causal"):
-            shutil.rmtree(run.path)
+    without_control_of(tmp_path, 1)
     study = study_of_profile(tmp_path, "embedded")
     compared = [*study.comparisons, *against_repetition(study)]
     for c in (c for c in compared if "base" not in (c.first.model, c.second.model) and c.first.model != c.second.model):
@@ -374,3 +376,17 @@ def test_of_one_seed_in_common_both_sides_are_of_that_seed(tmp_path: Path) -> No
             0
         }
     assert len(compared) > len(study.comparisons)
+
+
+def test_the_seeds_of_the_answer_are_those_of_its_comparison_with_the_fewest(tmp_path: Path) -> None:
+    """Three models for the bidirectional prompt, but a control for one seed: that is one seed, and no claim."""
+    campaign(tmp_path, "mine", "reading", items=60, recipes=("full",), seeds=(0, 1, 2))
+    assert "3 training seeds." in dict(facts(study_of_profile(tmp_path, "embedded")))["How sure"]
+    without_control_of(tmp_path, 1)
+    assert "2 training seeds." in dict(facts(study_of_profile(tmp_path, "embedded")))["How sure"]
+    without_control_of(tmp_path, 2)
+    study = study_of_profile(tmp_path, "embedded")
+    assert "One training seed." in dict(facts(study))["How sure"]
+    assert any(
+        text.startswith("A comparison behind the answer has a single training seed.") for text in cautions(study)
+    )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from app.report.comparisons import macro_over_seeds
-from app.report.format import duration, moment, number, numbers, p_value, signed, with_interval
+from app.report.format import duration, moment, number, numbers, p_value, points, signed, with_interval
 from app.report.power import can_show
 from app.report.render import Report, build_report
 from app.report.sentences import Finding, excluded, facts, finding
@@ -43,7 +43,8 @@ def nll(monkeypatch: pytest.MonkeyPatch, **nats: float) -> None:
 def test_damage_that_finetuning_repairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report_with(tmp_path, monkeypatch, 800, base_prefix=1.2, stage3b_prefix=0.0, stage3a_causal=-0.8)
     assert "Without finetuning, reading its prompt in both directions makes the model 1" in found.headline
-    assert "points less accurate; finetuning repairs that. It is then " in found.headline
+    reach = r"\(no difference of \d\.\d points or more in accuracy, and it is surer of the right answers\)"
+    assert re.search(rf"points less accurate; finetuning repairs that {reach}\. It is then ", found.headline)
     assert found.headline.endswith(
         " points less accurate than the control, which is finetuned and read from left to right."
     )
@@ -91,6 +92,7 @@ def test_what_normal_use_keeps_is_of_all_seeds(tmp_path: Path) -> None:
     kept = round(100 * sum(every) / 3 / side.second.macro.value)
     assert kept != round(100 * side.first.macro.value / side.second.macro.value)  # of the newest alone
     assert f"the finetuned model reaches {kept} % of the untouched" in dict(facts(study))["In normal use"]
+    assert f"accuracy ({points(side.accuracy.total)})." in dict(facts(study))["In normal use"]
     nothing = replace(side, second=replace(side.second, macro=Interval(0.0, 0.0, 0.0)))
     assert "In normal use" not in dict(facts(replace(study, comparisons=(nothing,))))  # it was nan %
 
