@@ -161,12 +161,8 @@ def _files_of(run: RunDir) -> dict[str, str]:
     found["environment.json"] = encode({key: environment.get(key) for key in _ENVIRONMENT}, indent=2) + "\n"
     log = read_jsonl(run.path / "train_log.jsonl")
     found["train_log.jsonl"] = _jsonl(log[:: -(-len(log) // _LOG_LINES) or 1])
-    loaded = load_run(run)  # refuses items that do not give the accuracies
-    if (run.path / ITEMS).is_file():  # out of an archive: its digests are of the contents, which are not here any more
-        found[ITEMS] = (run.path / ITEMS).read_text(encoding="utf-8")
-    else:
-        evaluations = zip(run.read_metrics().get("evaluations") or [], loaded.evaluations, strict=True)
-        found[ITEMS] = _jsonl([line for written, e in evaluations for line in lines_of(str(written["label"]), e)])
+    evaluations = zip(run.read_metrics().get("evaluations") or [], load_run(run).evaluations, strict=True)
+    found[ITEMS] = _jsonl([line for written, e in evaluations for line in lines_of(str(written["label"]), e)])
     return found
 
 

@@ -112,7 +112,7 @@ def refuse_different_items(evaluations: Sequence[Evaluation], remedy: str = "") 
 def share_items(a: Run, b: Run) -> bool:
     """Whether every evaluation of both was scored in one format on the same items; a run without any agrees."""
     both = [*a.evaluations, *b.evaluations]
-    return all(e.format == both[0].format and e.keys == both[0].keys for e in both)
+    return all(e.format == both[0].format and e.contents == both[0].contents for e in both)
 
 
 def what_differs(first: Evaluation, other: Evaluation) -> str:
@@ -121,7 +121,7 @@ def what_differs(first: Evaluation, other: Evaluation) -> str:
         return f"scored in different formats, {first.format} and {other.format}"
     tasks: dict[str, list[str]] = {}
     for task in sorted({*first.keys, *other.keys}):
-        if first.keys.get(task) != other.keys.get(task):
+        if first.contents.get(task) != other.contents.get(task):
             tasks.setdefault(_item_difference(first, other, task), []).append(task)
     facts = "; ".join(f"{', '.join(names)}: {fact}" for fact, names in tasks.items())
     return f"scored on different items: {facts}" if facts else ""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.report.items import FILE as ITEMS
-from app.report.items import ROUNDING, read_items
+from app.report.items import ROUNDING, digest, read_items
 from app.stats.bootstrap import Interval
 from jobs.config.schema import LEAKING
 from jobs.errors import DataError
@@ -31,9 +31,10 @@ _TOLERANCE = {"samples.jsonl": _ATOL, ITEMS: ROUNDING}  # of the NLL, relative
 class Evaluation:
     """One model scored under one mask, with its per item outcomes.
 
-    `keys[task]` holds (id, sha) sorted by id. In the same order, so that two evaluations with equal keys are paired item by
-    item: `correct[task]` (items,) bool, `nll[task]` (items,) the right answer's negative log-likelihood in nats, and
-    `tokens[task]` (items,) its length. A run whose samples lack lengths has no `nll` and no `tokens`.
+    `keys[task]` holds (id, sha) sorted by id, `contents[task]` a digest of these. Two evaluations with equal contents are in the
+    same order, so that they are paired item by item: `correct[task]` (items,) bool, `nll[task]` (items,) the right answer's
+    negative log-likelihood in nats, and `tokens[task]` (items,) its length. A run whose samples lack lengths has no `nll` and no
+    `tokens`.
     """
 
     run_id: str
@@ -51,6 +52,7 @@ class Evaluation:
     items_per_s: float
     tokens_per_s: float
     keys: Mapping[str, tuple[tuple[str, str], ...]]
+    contents: Mapping[str, str]
     correct: Mapping[str, NDArray[np.bool_]]
     nll: Mapping[str, NDArray[np.float64]]
     tokens: Mapping[str, NDArray[np.int64]]
@@ -211,6 +213,7 @@ def _evaluation(
         return {task: np.array([row[key] for row in rows]) for task, rows in by_task.items()}
 
     has_nll = all("nll" in row for rows in by_task.values() for row in rows)
+    keys = {task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()}
     return Evaluation(
         run_id=run_id,
         stage=stage,
@@ -224,7 +227,8 @@ def _evaluation(
         chance=float(e["macro"]["chance"]),
         items=int(e["items"]),
         **{key: float(e[key]) for key in ("seconds", "items_per_s", "tokens_per_s")},
-        keys={task: tuple((str(row["id"]), str(row["sha"])) for row in rows) for task, rows in by_task.items()},
+        keys=keys,
+        contents={task: rows[0].get("items") or digest(keys[task]) for task, rows in by_task.items()},
         correct={
             task: np.array([row[_prediction(e, task)] == row["gold"] for row in rows]) for task, rows in by_task.items()
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -81,6 +82,15 @@ def test_what_is_kept_is_collected_again_to_the_same_bytes(results_dir: Path, tm
     with unpacked(results_dir / "mine") as found:
         again = collect(found, "mine", tmp_path)
     assert (again / "runs.tar.xz").read_bytes() == (results_dir / "mine" / "runs.tar.xz").read_bytes()
+
+
+def test_a_run_of_an_archive_stands_beside_one_with_samples(runs_dir: Path, results_dir: Path) -> None:
+    """Its items are known by their digest alone."""
+    with unpacked(results_dir / "mine") as found:
+        whole = next(run for run in list_runs(runs_dir) if run.stage == "stage1")
+        shutil.copytree(whole.path, found / "stage1" / "20260102-040405")
+        report = build_report(found, compare=(whole.id, "stage1/20260102-040405"))
+    assert "within noise" in report.to_markdown()
 
 
 def test_items_with_other_content_are_still_other_items(runs_dir: Path, tmp_path: Path) -> None:
