@@ -23,7 +23,9 @@ LENGTH, PREFIX = 12, 6
 TURNS = ((0, 3), (4, PREFIX))  # of the prompt: two turns with an answer of one token between them
 LATER = (9, 11)  # a further turn, behind an answer
 ONE = Document(PREFIX, LENGTH, turns=TURNS)
-HALF_SHARE = 0.2  # of the logits' spread, allowed between two layouts where weights are bfloat16
+# Of the logits' spread, allowed between two layouts, which sum in another order. In float32 SmolLM2-135M has less than 1e-4 on
+# most processors and 1.1e-4 under bidirectional on Intel's Emerald Rapids; between the logits of two masks there is about 1.
+FLOAT_SHARE, HALF_SHARE = 1e-3, 0.2
 
 
 @dataclass(frozen=True)
@@ -173,10 +175,10 @@ def _close(model: PreTrainedModel, law: str, mask: Mask, left: Tensor, right: Te
     """
     gap = left.float() - right.float()
     if model.dtype == torch.float32:
-        found, limit, what = float(gap.abs().max()), tolerance(left), "largest"
+        share, found, what = FLOAT_SHARE, float(gap.abs().max()), "largest"
     else:
-        found, what = float(gap.square().mean().sqrt()), "root mean square"
-        limit = HALF_SHARE * max(float(right.float().std()), 1e-6)
+        share, found, what = HALF_SHARE, float(gap.square().mean().sqrt()), "root mean square"
+    limit = share * max(float(right.float().std()), 1e-6)
     return Finding(law, mask, found <= limit, f"{what} difference {found:.1e}, allowed {limit:.1e}")
 
 

@@ -56,6 +56,24 @@ def test_gradient_to_later_tokens_is_exactly_zero(architecture: str, attention: 
         assert bool(early[0, first + 1 : stop].abs().sum() > 0) == wanted
 
 
+@pytest.mark.parametrize(("share", "holds"), [(3e-4, True), (3e-3, False)])
+def test_two_layouts_may_differ_by_what_processors_round_and_no_more(
+    share: float, holds: bool, model_of: ModelOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SmolLM2-135M differed by 1.1e-4 of the spread on one kind of processor, and every run on it was refused."""
+    run = selfcheck._run
+
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        out = run(*args, **kwargs)
+        if out.logits.shape[1] > selfcheck.LENGTH:  # of the layouts the wider ones alone
+            out.logits[..., 0] += share * out.logits.std()
+        return out
+
+    monkeypatch.setattr(selfcheck, "_run", rounded)
+    found = selfcheck.check_equivalences(model_of("llama", "sdpa"), ["prefix"])
+    assert all(f.holds for f in found) == holds, found
+
+
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batch_of_mixed_prefix_lengths_equals_each_alone(architecture: str, attention: str, side: str, model_of: ModelOf) -> None:  # fmt: skip
