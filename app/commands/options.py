@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -50,24 +49,20 @@ class Directory(Named):
         return path
 
 
-class Whole(click.IntRange):
-    """Python's whole numbers have no end, and arithmetic with fractions has one."""
+class _Number(click.ParamType):
+    """click's own let nan and inf through, which no comparison refuses, and whole numbers that are beyond all fractions."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
-        if found >= _TOO_MUCH:
-            self.fail(f"{value} is not below {_TOO_MUCH:.0e}", param, ctx)
+        if not abs(found) < _TOO_MUCH:
+            self.fail(f"{value!r} is not a finite number below {_TOO_MUCH:.0e}", param, ctx)
         return found
 
 
-class Finite(click.FloatRange):
-    """click's own lets nan through, which no comparison refuses, and inf."""
+class Whole(_Number, click.IntRange): ...
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return found
+
+class Finite(_Number, click.FloatRange): ...
 
 
 runs = click.option(
