@@ -1,6 +1,7 @@
 """`run` and `check`: a stage, carried out or only validated."""
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ def run(stages: tuple[str, ...], profile: str, limit: int | None, sets: tuple[st
     nodes = nodes_of(os.environ)
     for job in jobs:
         if (job.profile.gpus > 1 or nodes.count > 1) and not launched(os.environ):
-            words = [
+            words = sys.argv[1:] if len(jobs) == 1 else [
                 "run", job.stage.name, "--profile", profile, "--runs-dir", str(runs_dir), "--halve-memory", str(halve_memory),
                 *(["--limit", str(limit)] if limit else []), *([] if seed is None else ["--seed", str(seed)]),
                 *(word for pair in chosen[job.stage.name] for word in ("--set", pair)), *["--force"] * force,
