@@ -26,7 +26,8 @@ _LEAST_PYTHON = (3, 11)  # as pyproject.toml has it
 
 
 def _bounded(text: str) -> str:
-    """What is quoted may be a whole file in one word."""
+    """What is quoted may be a whole file in one word, or a number of hundreds of digits."""
+    text = re.sub(r"\d{20}\d{20,}", lambda digits: f"{digits[0][:20]}...", text)
     return text if len(text) <= 1000 else text[:997] + "..."
 
 
@@ -83,7 +84,7 @@ def one_line(error: Any, program: str, words: Sequence[str]) -> str:
     command = context.command_path if context is not None else " ".join([program, *words])
     text = " ".join(error.format_message().split()).rstrip(".")
     text = re.sub("a valid integer( range)?", "a whole number", re.sub("a valid float( range)?", "a number", text))
-    return f"{command}: {text}; see {command} --help"
+    return f"{command}: {_bounded(text)}; see {command} --help"
 
 
 def make_command(
@@ -103,6 +104,14 @@ def runs_setting(runs_dir: Path | None) -> str:
 
 class ConfigError(UserError):
     """A stage, a profile or an option is wrong."""
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a person wrote where no shell reads `~`: in a file, a variable, after `=`. Raises ConfigError."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(path, "begins with the home directory of nobody", "write the whole path") from None
 
 
 class DataError(UserError):

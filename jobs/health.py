@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jobs import lock
-from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError
+from jobs.errors import EXIT_OK, EXIT_USER, ConfigError, UserError, expanded
 from jobs.runs.atomic import finite, read_json_or_nothing
 
 if TYPE_CHECKING:
@@ -151,8 +151,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str], host: str, cl
     runs = environment.get("PREFILL_RUNS") or "runs"
     parser.add_argument("runs_dir", metavar="RUNS_DIR", nargs="?", type=Path, default=Path(runs),
                         help="where runs are kept; $PREFILL_RUNS, or runs, if not given")  # fmt: skip
-    runs_dir = parser.parse_args(arguments).runs_dir
+    given = parser.parse_args(arguments)
     try:
+        runs_dir = expanded(given.runs_dir)
         verdicts = list(check(runs_dir, host, limits(environment.get(SETTING)), clock))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -34,7 +34,7 @@ _COLUMNS = (Column("Profile", drop=2), Column("Suite"), Column("Order"), Column(
 @click.option("--gpu", metavar="NAME", help="GPU of the plan, such as H100_SXM.  [default: the campaign's]")
 @click.option("--price", type=options.Finite(min=0, min_open=True), metavar="DOLLARS",
               help="What that GPU costs an hour.  [default: the campaign's]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N",
+@click.option("--workers", type=options.Whole(min=1), default=1, show_default=True, metavar="N",
               help="Deal the runs over N processes, each with a GPU of its own where there are GPUs.")  # fmt: skip
 @click.option("--share", "part", metavar="I/N", help="Only one of N shares, such as an element of a Slurm array. I counts from "
               "0: the halves are 0/2 and 1/2.")  # fmt: skip
@@ -94,7 +94,7 @@ def _primary(chosen: Campaign) -> str:
 
 
 def _part(text: str, runs: int) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
     if not found or int(found[1]) >= int(found[2]):
         raise ConfigError(f"--share {text}", "expected I/N, with I from 0 to N - 1", "such as 0/4")
     require_parts("--share", int(found[2]), runs)

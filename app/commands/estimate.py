@@ -21,7 +21,7 @@ from jobs.estimate.estimate import Estimate, estimate
     metavar="NAME",
     help="Such as A100-40GB, H100_SXM or RTX_4090; jobs/estimate/gpus.yaml has them all.",
 )
-@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="How many of them.  [default: the profile's]")
+@click.option("--gpus", type=options.Whole(min=1), metavar="N", help="How many of them.  [default: the profile's]")
 @options.limit
 @options.sets("Override one key, as for run.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

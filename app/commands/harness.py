@@ -19,7 +19,7 @@ from jobs.errors import ConfigError
 @click.option("--tasks", required=True, metavar="NAMES", help="Tasks, groups or tags of lm_eval, separated by commas; wildcards "
               "may be used. With a profile on the embedded data, their rows are read from there if they are in it.")  # fmt: skip
 @options.limit
-@click.option("--num-fewshot", type=click.IntRange(min=0), metavar="K", help="Examples before each item, in place of the task's "
+@click.option("--num-fewshot", type=options.Whole(min=0), metavar="K", help="Examples before each item, in place of the task's "
               "own number.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Put each context into the tokenizer's chat template.")
 @click.option("--include-path", type=options.Directory(exists=True),

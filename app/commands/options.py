@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +10,21 @@ from pydantic_core import PydanticCustomError
 
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.config.schema import checked_layers
-from jobs.errors import RunStateError, make_command
+from jobs.errors import RunStateError, expanded, make_command
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+_TOO_MUCH = 10**18  # items, seeds, tokens, GPUs
 
 
 class Named(click.Path):
     """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value, param, ctx) if value != "" else self.fail("it is empty; name one", param, ctx)
+        if value == "":
+            self.fail("it is empty; name one", param, ctx)
+        return super().convert(expanded(value), param, ctx)
 
 
 FILE = Named(path_type=Path, dir_okay=False)
@@ -45,14 +49,20 @@ class Directory(Named):
         return path
 
 
-class Finite(click.FloatRange):
-    """click's own lets nan through, which no comparison refuses, and inf."""
+class _Number(click.ParamType):
+    """click's own let nan and inf through, which no comparison refuses, and whole numbers that are beyond all fractions."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
+        if not abs(found) < _TOO_MUCH:
+            self.fail(f"{value!r} is not a finite number below {_TOO_MUCH:.0e}", param, ctx)
         return found
+
+
+class Whole(_Number, click.IntRange): ...
+
+
+class Finite(_Number, click.FloatRange): ...
 
 
 runs = click.option(
@@ -65,9 +75,7 @@ model = click.option(
     "meaning its newest complete run of this profile.",
 )  # fmt: skip
 
-limit = click.option(
-    "--limit", type=click.IntRange(min=1), help="Score only the first N items of each task.", metavar="N"
-)
+limit = click.option("--limit", type=Whole(min=1), help="Score only the first N items of each task.", metavar="N")
 seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="In place of the stage's seed.")
 dtype = click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), help="In place of the profile's.")
 
@@ -87,7 +95,7 @@ layers = click.option(
 
 def count(name: str, default: int, text: str, most: int | None = None) -> Callable[[F], F]:
     """An option with a whole number above 0."""
-    return click.option(name, type=click.IntRange(1, most), default=default, show_default=True, metavar="N", help=text)
+    return click.option(name, type=Whole(1, most), default=default, show_default=True, metavar="N", help=text)
 
 
 def batch(default: int, of: str = "") -> Callable[[F], F]:

@@ -13,11 +13,11 @@ from jobs.errors import ConfigError, RunStateError
 @click.option("--profile", help="Only runs of this profile. Default: that of the newest complete run.")
 @click.option("--points", type=options.Finite(0, 100, min_open=True), default=1.0, show_default=True, metavar="P",
               help="Difference in points of accuracy for which to print the number of items.")  # fmt: skip
-@click.option("--items", type=click.IntRange(min=1), metavar="N",
+@click.option("--items", type=options.Whole(min=1), metavar="N",
               help="Plan without runs: the items in all, divided evenly over the tasks. Needs --discordance.")  # fmt: skip
 @click.option("--discordance", type=options.Finite(0, 1, min_open=True), metavar="D",
               help="Share of the items that only one of the two models gets right; a report shows it by task.")  # fmt: skip
-@click.option("--seeds", type=click.IntRange(min=1), metavar="S", help="Training seeds to average over.  [default: 1]")
+@click.option("--seeds", type=options.Whole(min=1), metavar="S", help="Training seeds to average over.  [default: 1]")
 @click.option("--seed-deviation", type=options.Finite(0, 100), metavar="P",
               help="Standard deviation of the difference between training seeds, in points.")  # fmt: skip
 def power(runs_dir: Path, profile: str | None, points: float, items: int | None, discordance: float | None,

@@ -77,7 +77,7 @@ def serve(profile: str, model: str | None, mask: Mask | None, layers: str | None
     served = Served(loaded, chosen_mask, names, facts, int(time.time()), max_new_tokens, seconds, key)
     with listening, Worker(loaded, chosen_mask, most=waiting, batch_tokens=batch_tokens) as worker:
         config = uvicorn.Config(application(served, worker), log_config=None, access_log=False, server_header=False,
-                                timeout_graceful_shutdown=2 * _GRACE, limit_concurrency=16 * waiting)  # fmt: skip
+                                timeout_graceful_shutdown=2 * _GRACE)  # fmt: skip
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises the signal again when it has ended
         signal.signal(signal.SIGINT, signal.default_int_handler)
         shown = f"[{host}]" if ":" in host else host

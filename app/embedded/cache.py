@@ -27,7 +27,7 @@ from pathlib import Path
 from app.embedded import gguf
 from app.embedded.wheels import Wheel, notice, verified_wheel
 from jobs.config.terms import OF_EMBEDDED, require_terms
-from jobs.errors import DataError, DiskFull, UserError
+from jobs.errors import DataError, DiskFull, UserError, expanded
 from jobs.lock import exclusive
 from jobs.runs.atomic import files_below, known_sha256, sha256_of
 
@@ -85,7 +85,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST,
 
 def cache_dir() -> Path:
     """$PREFILL_CACHE, or ~/.cache/prefill."""
-    return Path(os.environ.get("PREFILL_CACHE") or "~/.cache/prefill").expanduser()
+    return expanded(os.environ.get("PREFILL_CACHE") or "~/.cache/prefill")
 
 
 def fetch_datasets(cache: Path | None = None) -> Path:

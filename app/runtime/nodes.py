@@ -4,6 +4,7 @@ The files that jobs/submit writes for Slurm, SkyPilot, dstack and Kubernetes set
 start the same command on every machine. torchrun's agents then meet at the first machine's address.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ def nodes_of(environ: Mapping[str, str]) -> Nodes:
     if count < 1 or rank >= count:
         raise ConfigError(RANK, f"is {rank}, and {COUNT} is {count}", _REMEDY)
     address, _, port = environ.get(MEETING, "").rpartition(":")
-    if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         fact = f'expected HOST:PORT of the first machine, found "{environ.get(MEETING, "")}"'
         raise ConfigError(MEETING, fact, _REMEDY)
     return Nodes(count, rank, address.strip("[]"), int(port))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from app.runtime.artifact_store import MANIFEST, ArtifactStore, Cancelled, StoreError
+from app.runtime.local_paths import without_paths
 from app.runtime.progress import waiting
 from jobs.runs.atomic import files_below, read_json
 from jobs.runs.runfiles import RunFiles
@@ -137,7 +138,7 @@ class Uploads(AbstractContextManager["Uploads"]):
     def _files(self, files: dict[str, Path]) -> dict[str, Path | bytes]:
         """The files by their names in the store. The logs grow meanwhile; a resumed run cuts them at its step."""
         logs = {f"run/{name}": (self.run.path / name).read_bytes() for name in LOGS if (self.run.path / name).is_file()}
-        return files | logs
+        return files | without_paths(self.run.read_job(), logs)
 
     def _prune(self, store: ArtifactStore) -> None:
         whole = [step for step, _ in store.whole(self.run.id)]
@@ -164,14 +165,15 @@ class Uploads(AbstractContextManager["Uploads"]):
         listed = read_json(self.run.path / MANIFEST)["files"]
         # One that was still being uploaded when the run became complete is listed, and is removed below.
         names = [name for name in listed if not name.startswith("checkpoints/")]
-        size = store.put(self.run.id, {name: self.run.path / name for name in names})
+        files = without_paths(self.run.read_job(), {name: self.run.path / name for name in names})
+        size = store.put(self.run.id, files)
         store.put(self.run.id, {"summary.json": self.run.path / "summary.json"}, manifest=False)
         store.remove(self._checkpoints)
         log.info(f"{self.run.id} is uploaded to {store.url}: {size / 1e6:.1f} MB")
 
     def _remains(self, store: ArtifactStore) -> None:
         files = {path.name: path for path in self.run.path.iterdir() if path.is_file() and path.name not in _OF_RUN}
-        store.put(self.run.id, files, manifest=False)
+        store.put(self.run.id, without_paths(self.run.read_job(), files), manifest=False)
 
 
 def bounded(work: Callable[[], None], store: ArtifactStore, stall: float, limit: float) -> None:

@@ -16,9 +16,11 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.model.load import Loaded
 from app.serve.decoding import Delta, Row, Sampling, Token
@@ -29,6 +31,7 @@ from app.serve.worker import Worker
 from jobs.config.schema import Mask
 
 LARGEST_BODY = 4 << 20  # bytes
+_REQUESTS = 16  # that may be open for each prompt that may wait
 _LOOK = 1.0  # seconds between two looks whether the client is still there
 _LATE = 30.0  # seconds after a deadline in which the decoding thread should have noticed it
 
@@ -64,7 +67,29 @@ def application(served: Served, worker: Worker) -> Starlette:
         Route("/v1/completions", endpoint.completions, methods=["POST"]),
         Route("/v1/chat/completions", endpoint.chat, methods=["POST"]),
     ]
-    return Starlette(routes=routes, exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), _refused))
+    bound = Middleware(_Bounded, most=_REQUESTS * worker.most)
+    handlers = dict.fromkeys((ApiError, HTTPException, ClientDisconnect, Exception), _refused)
+    return Starlette(routes=routes, middleware=[bound], exception_handlers=handlers)
+
+
+class _Bounded:
+    """At most `most` requests at once, slow ones among them; uvicorn's own bound answers in plain text."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app, self._most, self._open = app, most, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._open >= self._most:
+            error = ApiError(
+                503, f"{self._open} requests are open, and {self._most} may; try again later", code="overloaded"
+            )
+            await (await _refused(Request(scope), error))(scope, receive, send)
+            return
+        self._open += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._open -= 1
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, loaded: Loaded, mask: Mask, *, most: int, batch_tokens: int,
                  now: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
         self.loaded, self.mask, self.now = own_tokenizer(loaded), mask, now
-        self._most, self._batch_tokens = most, batch_tokens
+        self.most, self._batch_tokens = most, batch_tokens
         self._changed = threading.Condition()
         self._waiting: list[Row] = []
         self._current: list[Row] = []
@@ -65,8 +65,8 @@ class Worker:
         with self._changed:
             if self._ended:
                 raise ApiError(503, "the server ends", code="cancelled")
-            if len(self._waiting) + len(rows) > self._most:
-                raise ApiError(429, f"{len(self._waiting)} prompts wait already, and {self._most} may; try again later",
+            if len(self._waiting) + len(rows) > self.most:
+                raise ApiError(429, f"{len(self._waiting)} prompts wait already, and {self.most} may; try again later",
                                code="queue_full")  # fmt: skip
             self._waiting += rows
             self._changed.notify_all()

@@ -78,7 +78,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
     unfinished = latest_in(runs_dir, job.stage.name, record["fingerprint"], *STOPPED) if resume or proceed else None
     if done is None and unfinished is None and store is not None and (resume or proceed):
         with waiting("fetch the run from the store"):
-            fetched = fetch_run(store, runs_dir, job.stage.name, record["fingerprint"])
+            fetched = fetch_run(store, runs_dir, job.stage.name, record)
         done, unfinished = (fetched, None) if fetched is not None and fetched.state() == "complete" else (None, fetched)
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(job, record, init_runs, done, None)

@@ -21,7 +21,7 @@ from jobs.config.load import CELL, JOBS_DIR, RECIPES_DIR, profile_names, resolve
 from jobs.config.schema import Mask, Name, Order, Positive, PositiveFloat, Strict, Text, combination, unique
 from jobs.config.suites import read_suite
 from jobs.config.validate import Layer, names_in, validate
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, expanded
 
 CAMPAIGNS_DIR = JOBS_DIR / "campaigns"
 Some = Field(min_length=1)
@@ -122,7 +122,7 @@ def require_stage(name: str) -> None:
 
 def read_campaign(name: str, directory: Path = CAMPAIGNS_DIR) -> tuple[Campaign, str]:
     """The campaign of a name in jobs/campaigns, or of a YAML file's path, checked; and how errors call it. Raises ConfigError."""
-    path = directory / f"{name}.yaml" if name in campaign_names(directory) else Path(name)
+    path = directory / f"{name}.yaml" if name in campaign_names(directory) else expanded(name)
     if not (path.suffix in (".yaml", ".yml") and path.is_file()):
         remedy = f"{nearest(name, campaign_names(directory))}, or the path of a YAML file"
         raise ConfigError("jobs/campaigns", f'unknown campaign "{name}"', remedy)

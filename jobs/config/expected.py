@@ -100,6 +100,6 @@ def remedy_for(found: object, choices: list[dict[str, Any]]) -> str:
     if not {"integer", "number"} & {choice.get("type") for choice in choices}:
         return ""
     text = found.strip()
-    if thousands := re.fullmatch(r"(\d+)([kKmM])", text):
+    if thousands := re.fullmatch(r"(\d{1,9})([kKmM])", text):
         return f"write {int(thousands[1]) * (1000 if thousands[2] in 'kK' else 1_000_000)}"
     return "remove the quotes" if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", text) else ""

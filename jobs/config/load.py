@@ -18,7 +18,7 @@ from jobs.config.profile import Profile
 from jobs.config.schema import Recipe, Stage
 from jobs.config.suites import DEFAULT_SUITE, read_suite
 from jobs.config.validate import Layer, check_part, given_at, names_in, read_named, validate
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, expanded
 
 JOBS_DIR = Path(__file__).resolve().parents[1]
 CELL = "cell"  # the stage of a campaign's runs, which is no stage of the experiment
@@ -73,10 +73,10 @@ def resolve(
     set_layers = [_set_layer(text) for text in sets]
     chosen = validate(Profile, [of_profile, *(layer for layer in set_layers if _head(layer) in _OF_PROFILE)])
 
-    suites = [layer for layer in (base, *set_layers) if _head(layer) == "suite" or "suite" in layer.values]
-    layers = [base, *_suite_layers(suites, base)]
+    choosing = {key: layer for layer in (base, *set_layers) for key in layer.values if layer.values[key] is not None}
+    layers = [base, *_suite_layers(choosing.get("suite"), base)]
     layers += _overrides(chosen, of_profile.where, stage, base, jobs_dir)
-    layers += _recipe_layers([layer for layer in (base, *set_layers) if layer.values.get("recipe") is not None], base)
+    layers += _recipe_layers(choosing.get("recipe"), base)
     if limit is not None and base.values.get("score") is not None:
         layers.append(Layer(f"--limit {limit}", {"score": {"limit": limit}}))
     if seed is not None:
@@ -108,7 +108,7 @@ def _profile_layer(profile: str, jobs_dir: Path) -> Layer:
     if profile in profile_names(jobs_dir):
         path, where = jobs_dir / "profiles" / f"{profile}.yaml", f"{jobs_dir.name}/profiles/{profile}.yaml"
     elif is_path(profile):
-        path, where = Path(profile), profile
+        path, where = expanded(profile), profile
         if not path.is_file():
             remedy = f"write it, or name one of {', '.join(profile_names(jobs_dir))}"
             raise ConfigError(where, "no such profile file", remedy)
@@ -183,25 +183,23 @@ def _refuse_missing_section(layer: Layer, base: Layer) -> None:
         raise ConfigError(at, f"{base.values['name']} has no section {head}", f"see {base.where}")
 
 
-def _recipe_layers(choosing: Sequence[Layer], base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
-    """What the chosen recipe sets, over stage and profile. choosing: the layers that name one; the last counts."""
-    if not choosing:
+def _recipe_layers(choosing: Layer | None, base: Layer, directory: Path = RECIPES_DIR) -> list[Layer]:
+    """What the recipe that `choosing` names sets, over stage and profile."""
+    if choosing is None:
         return []
-    name, where = choosing[-1].values["recipe"], f"{choosing[-1].where}: recipe"
+    name, where = choosing.values["recipe"], f"{choosing.where}: recipe"
     recipe = read_named(Recipe, directory, name, where)
     if base.values.get("train") is None:
         raise ConfigError(where, f"{base.values['name']} does not train", "give it to a stage with a section train")
     return [Layer(f"jobs/recipes/{name}.yaml", {"train": recipe.train})]
 
 
-def _suite_layers(choosing: Sequence[Layer], base: Layer) -> list[Layer]:
-    """What the chosen suite sets, over the stage: its tasks, order and shots. The stages are written for the default one.
-
-    choosing: the layers that name a suite; the last counts.
-    """
-    if not choosing or (name := str(choosing[-1].values["suite"])) == DEFAULT_SUITE:
+def _suite_layers(choosing: Layer | None, base: Layer) -> list[Layer]:
+    """What the suite that `choosing` names sets, over the stage: its tasks, order and shots. The stages are written for the
+    default one."""
+    if choosing is None or (name := str(choosing.values["suite"])) == DEFAULT_SUITE:
         return []
-    suite = read_suite(name, f"{choosing[-1].where}: suite")
+    suite = read_suite(name, f"{choosing.where}: suite")
     values: dict[str, Any] = {"order": suite.orders[0], "shots": suite.shots}
     if base.values.get("score") is not None:
         values["score"] = {"tasks": suite.task_names}

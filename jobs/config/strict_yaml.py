@@ -18,6 +18,9 @@ from jobs.errors import ConfigError
 
 # Values in a document, those of an alias counted each time: a few lines of aliases of aliases ("billion laughs") hold 10**9.
 MOST_VALUES = 10_000
+_TOO_LARGE = re.compile(
+    r"[0-9_]{101}|[eE]\+?([12]\d\d|30[0-8])$"
+)  # above 1e100: what is computed with it may be no float
 _KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
 
@@ -114,6 +117,9 @@ def _check(node: yaml.Node, path: str, parents: tuple[int, ...], count: Iterator
         raise ConfigError(f":{line}", "holds !!binary, which no key takes", "write it as text")
     if isinstance(node, yaml.ScalarNode) and re.search("[\ud800-\udfff]", node.value):
         raise ConfigError(f":{line}", "holds half a character (a surrogate alone)", "write the whole character")
+    if node.tag in (_INT, _FLOAT) and _TOO_LARGE.search(node.value):
+        fact = f"{path}: {_cut(node.value, 20)} is more than any key takes".removeprefix(": ")
+        raise ConfigError(f":{line}", fact, "write a smaller number")
     if node.tag in (_INT, _FLOAT) and re.match(r"[-+]?0[0-9bx_]|[^.]*:", node.value):
         read = _cut(str(yaml.safe_load(node.value)), 60)  # octal, hexadecimal, base 60
         fact = f"{path}: YAML reads {_cut(node.value, 60)} as {read}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, expanded
 
 
 @dataclass(frozen=True)
@@ -37,5 +36,5 @@ def setting(name: str, environ: Mapping[str, str]) -> str | None:
     if environ.get(name):
         return environ[name]
     with suppress(KeyError, OSError, ValueError):
-        return Path(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
+        return expanded(environ[f"{name}_FILE"]).read_text(encoding="utf-8").strip() or None
     return None

@@ -43,9 +43,7 @@ def validate(model: type[M], layers: Sequence[Layer]) -> M:
     """The merged layers as `model`. Raises ConfigError for the first mistake, naming the layer it came from."""
     for layer in layers:
         check_part(model, layer)
-    merged: Any = {}
-    for layer in layers:
-        merged = merge(merged, layer.values)
+    merged: Any = reduce(merge, (layer.values for layer in layers), {})
     try:
         return model.model_validate(merged)
     except ValidationError as error:

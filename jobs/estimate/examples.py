@@ -21,7 +21,7 @@ def with_steps(job: Job) -> Job:
     train = job.stage.train
     if train is None or train.epochs is None or train.data == "profile" or job.stage.suite != "reading":
         return job
-    steps = min(train.max_steps, math.ceil(train.epochs * _READING_EXAMPLES / train.batch_size))
+    steps = math.ceil(min(train.max_steps, train.epochs * _READING_EXAMPLES / train.batch_size))
     return job.changed({"train.max_steps": steps})
 
 

@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from jobs.config.profile import ModelSource
+from jobs.errors import expanded
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ _MINISTRAL_3B = Shape(3072, 26, 32, 8, 128, 9216, 131072, True)
 EAGER_TYPES = {"flint", "gemma2", "got_ocr2", "gpt_oss", "granite_swa", "granitemoe_swa", "mimo_v2_flash", "vaultgemma"}
 _NORMS = re.compile(r"gemma-?3|qwen-?3|olmo-?[23]", re.IGNORECASE)  # of these, by name or model type, at least some
 _EAGER_NAMES = re.compile(r"gemma-2-|gpt-oss|vaultgemma|mimo-v2-flash", re.IGNORECASE)
-_SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
+_SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d{1,9}(?:\.\d+)?)([BM])(?![A-Za-z0-9])", re.IGNORECASE)
 
 
 def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
@@ -77,7 +77,7 @@ def shape_of(source: ModelSource) -> tuple[Shape | None, str]:
     if source.source == "random":
         return _from_config(source.config or {}, "model.config")
     if source.source == "path":
-        file = Path(name).expanduser() / "config.json"
+        file = expanded(name) / "config.json"
         try:
             return _from_config(json.loads(file.read_text(encoding="utf-8")), str(file))
         except (OSError, ValueError) as error:
@@ -104,10 +104,11 @@ def _from_config(config: Mapping[str, Any], where: str) -> tuple[Shape | None, s
             bool(values.get("tie_word_embeddings", False)), eager=bool(EAGER_TYPES & kinds),
             norms=any(map(_NORMS.search, kinds)),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         return None, f"{where} lacks what its size depends on ({error})"
-    if min(size for size in vars(shape).values() if size is not None and not isinstance(size, bool)) < 1:
-        return None, f"{where} has a size below 1"
+    sizes = [size for size in vars(shape).values() if size is not None and not isinstance(size, bool)]
+    if min(sizes) < 1 or max(sizes) > 10**12:
+        return None, f"{where} has a size {'below 1' if min(sizes) < 1 else 'beyond all models'}"
     return shape, where
 
 

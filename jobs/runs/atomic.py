@@ -206,6 +206,27 @@ class JsonlLog:
                 self._file.truncate(content.rfind(b"\n") + 1)
 
 
+def cut_damaged_end(path: Path, oldest: int) -> bool:
+    """Cut the last line off a log of steps where a power cut has left half of it, or zeros; whether there was one.
+
+    It stays, for a person to see, where it may belong to step `oldest` or an earlier one: no checkpoint would write it again.
+    """
+    whole, end, last = (path.read_bytes() if path.is_file() else b"").removesuffix(b"\n").rpartition(b"\n")
+    try:
+        _decode(last.decode() or "{}")
+        return False
+    except (ValueError, RecursionError):
+        named = re.match(rb'\{"step": (\d{1,18}),', last)
+        before = re.match(rb'\{"step": (\d{1,18}),', whole.rpartition(b"\n")[2])
+        step = int(named[1]) if named else int(before[1]) + 1 if before else 0
+        if step <= oldest:
+            return False
+    with path.open("rb+") as file:
+        file.truncate(len(whole + end))
+        os.fsync(file.fileno())
+    return True
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The lines of a log; none if there is no file. A torn last line is dropped, another bad line raises DataError."""
     if not path.is_file():

@@ -11,6 +11,7 @@ runs/<stage>/<YYYYmmdd-HHMMSS>/
 """
 
 import itertools
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -28,6 +29,7 @@ from jobs.runs import atomic
 from jobs.runs.runfiles import ID_PATTERN, STOPPED, RunFiles, State
 
 __all__ = ["STOPPED", "RunDir", "latest_complete", "latest_in", "list_runs", "resolve_init"]
+log = logging.getLogger(__name__)
 _NOT_IN_MANIFEST = {"lock", "heartbeat.json", "summary.json", "manifest.json"}
 _SUMMARY_KEYS = ("run", "stage", "profile", "fingerprint", "started", "finished", "seconds", "headline", "exit")
 
@@ -97,6 +99,9 @@ class RunDir(RunFiles, AbstractContextManager["RunDir"]):
             if (path / "failed.json").exists():
                 run.append_jsonl("attempts.jsonl", atomic.read_json(path / "failed.json"))
                 (path / "failed.json").unlink()
+            for name in ("train_log.jsonl", "eval_log.jsonl") if (steps := run.checkpoint_steps) else ():
+                if atomic.cut_damaged_end(path / name, min(steps)):
+                    log.warning(f"{path / name}: its last line was damaged, as by a power cut, and is cut off")
         except BaseException:
             run.close()
             raise

@@ -33,6 +33,12 @@ class RunFiles:
         self.final = path / "final"  # the finetuned model, once training has ended
 
     @property
+    def checkpoint_steps(self) -> list[int]:
+        """Of what app/training/checkpoint.py has marked as complete."""
+        names = [path.parent.name.removeprefix("checkpoint-") for path in self.checkpoints.glob("*/complete.json")]
+        return [int(step) for step in names if step.isdecimal()]
+
+    @property
     def age_key(self) -> tuple[str, int, str]:
         """Sorts runs by their creation."""
         match = ID_PATTERN.fullmatch(self.path.name)

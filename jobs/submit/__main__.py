@@ -18,7 +18,7 @@ import yaml
 from jobs.config.campaign import Cell, campaign_names, cells, read_campaign, require_parts, require_stage, share
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, resolve
-from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter, full_output
+from jobs.errors import EXIT_OK, ConfigError, UserError, accept_any_letter, expanded, full_output
 from jobs.estimate.estimate import Estimate, estimate
 from jobs.runs.atomic import make_directory, write_text_atomically
 from jobs.submit import client, dstack, kubernetes, skypilot, slurm
@@ -83,7 +83,9 @@ def file_of(given: argparse.Namespace) -> tuple[str, str]:
     made = _submission(given)
     if given.on == "slurm":
         container = given.container or ("apptainer" if given.image else "venv")
-        return f"{made.name}.sbatch", slurm.script(made, root=ROOT, python=given.python, container=container)
+        return f"{made.name}.sbatch", slurm.script(
+            made, root=ROOT, python=str(expanded(given.python)), container=container
+        )
     if given.on == "kubernetes":
         documents = kubernetes.manifests(made, jobset=not given.job)
         return f"{made.name}.yaml", yaml.safe_dump_all(documents, sort_keys=False, width=1000)
@@ -92,7 +94,7 @@ def file_of(given: argparse.Namespace) -> tuple[str, str]:
 
 
 def _submission(given: argparse.Namespace) -> Submission:
-    shared = str(Path(given.runs_dir).resolve()) if given.on == "slurm" else given.shared
+    shared = str(expanded(given.runs_dir).resolve()) if given.on == "slurm" else given.shared
     _require_fit(given)
     if given.stage in campaign_names() or given.stage.endswith((".yaml", ".yml")):
         return _campaign(given, shared)
@@ -105,10 +107,8 @@ def _submission(given: argparse.Namespace) -> Submission:
     if given.tasks is not None:
         fact = f"is for a campaign, and {given.stage} is a stage"
         raise ConfigError("--tasks", fact, "leave it out, or give --seeds")
-    _require_gpu(given, job)
-    profile = str(Path(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
-    if given.image and (there := _local_paths(job, profile)):
-        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
+    profile = str(expanded(given.profile).resolve()) if given.profile.endswith((".yaml", ".yml")) else given.profile
+    _require_reachable(given, [job], [profile] if os.sep in profile else [])
     words = ["run", given.stage, "--profile", profile, *(["--limit", str(given.limit)] if given.limit else []),
              *(word for text in sets for word in ("--set", text)), "--continue"]  # fmt: skip
     found = estimate(job, given.gpu, job.profile.gpus * given.nodes) if given.gpu else None
@@ -125,11 +125,9 @@ def _campaign(given: argparse.Namespace, shared: str) -> Submission:
     chosen, where = read_campaign(given.stage)
     every = cells(chosen, where)
     jobs = [cell.job for cell in every]
-    file = "" if given.stage in campaign_names() else str(Path(given.stage).resolve())
+    file = "" if given.stage in campaign_names() else str(expanded(given.stage).resolve())
     own = [one for one in chosen.profiles if one.endswith((".yaml", ".yml"))]
-    if given.image and (there := next(filter(None, [*own, *(_local_paths(job, file) for job in jobs)]), "")):
-        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
-    _require_gpu(given, jobs[0])
+    _require_reachable(given, jobs, [*own, file])
     workers, tasks = given.gpus or 1, given.tasks or 1
     require_parts("--gpus", workers, len(jobs))
     require_parts("--tasks", tasks, len(jobs))
@@ -173,17 +171,14 @@ def _require_fit(given: argparse.Namespace) -> None:
             raise ConfigError(option, f"is for {', '.join(engines)}, not for {given.on}", "leave it out")
 
 
-def _require_gpu(given: argparse.Namespace, job: Job) -> None:
-    if given.on in ("skypilot", "dstack") and not given.gpu and job.profile.model.device != "cpu":
+def _require_reachable(given: argparse.Namespace, jobs: Sequence[Job], files: Sequence[str]) -> None:
+    """Raises ConfigError where the engine lacks a GPU to choose a machine by, or its image one of `files` or what a job reads."""
+    if given.on in ("skypilot", "dstack") and not given.gpu and jobs[0].profile.model.device != "cpu":
         raise ConfigError("--gpu", f"{given.on} chooses a machine by its GPU", "give one, such as --gpu H100_SXM")
-
-
-def _local_paths(job: Job, profile: str) -> str:
-    """A file of this machine that the run would read; empty if there is none."""
-    data, model = job.profile.data, job.profile.model
-    of_data = (data.eval.path, *(one.path for one in data.sources.values()))
-    named = (profile if os.sep in profile else None, *of_data, model.local)
-    return next((str(path) for path in named if path), "")
+    read = [path for job in jobs for data in [job.profile.data]
+            for path in (data.eval.path, *(one.path for one in data.sources.values()), job.profile.model.local)]  # fmt: skip
+    if given.image and (there := next(filter(None, [*files, *read]), None)):
+        raise ConfigError("--image", f"{there} is not in it, and the machines see no other file of this one", _IN_IMAGE)
 
 
 def _seeds(text: str) -> list[int]:
@@ -208,7 +203,7 @@ def main(arguments: Sequence[str]) -> int:
         if given.dry_run:
             return EXIT_OK
         client.require(given.on)
-        path = Path(given.runs_dir) / "submitted" / name
+        path = expanded(given.runs_dir) / "submitted" / name
         make_directory(path.parent)
         write_text_atomically(path, text)
         client.check(given.on, path)

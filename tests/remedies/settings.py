@@ -358,3 +358,10 @@ def _(w: World) -> Steps:
     yield lambda: resolve(
         "stage3b", "ci", sets=["data.train={source: path, path: a.jsonl, format: alpaca, streaming: true, limit: null}"]
     )
+
+
+@remedy("jobs/errors.py", "write the whole path")
+def _(w: World) -> Steps:
+    w.write("mine.yaml", Path("jobs/profiles/ci.yaml").read_text())
+    yield lambda: resolve("stage1", "~nobody-of-this-name/mine.yaml")
+    yield lambda: resolve("stage1", str(w.path("mine.yaml")))

@@ -93,3 +93,9 @@ def _(w: World) -> Steps:
             assert error.remedy == "give one JSON object a line"  # type: ignore[attr-defined]
     yield lambda: strict_json.loads("{", "a.jsonl:1", "give one JSON object a line")
     yield lambda: strict_json.loads('{"a": 1}', "a.jsonl:1", "give one JSON object a line")
+
+
+@remedy(YAML, "write a smaller number")
+def _(w: World) -> Steps:
+    yield parsed(f"a: {10**101}")
+    yield parsed("a: 10")

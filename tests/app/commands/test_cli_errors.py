@@ -18,6 +18,7 @@ from jobs.errors import EXIT_DISK_FULL, wrong_python
 from tests.app.fakes.command_line import Command, Said, everything_in
 
 ROOT = Path(__file__).resolve().parents[3]
+HUGE = "9" * 310  # beyond all floats
 PAIR = {"context": "The sky is", "continuation": " blue"}
 OWN_PROFILE = """\
 model: {source: embedded}
@@ -78,6 +79,24 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["loglikelihood", "--mask", "causal", "--pairs", "", "--out", "o"], ["'--pairs'", "it is empty; name one"]),
         (["power", "--points", "nan"], ["'--points'", "'nan' is not a finite number"]),
         (["campaign", "ci", "--plan", "--price", "inf"], ["'--price'", "'inf' is not a finite number"]),
+        (
+            ["campaign", "ci", "--plan", "--workers", HUGE],
+            ["'--workers': '99999999999999999999...' is not a finite", "below 1e+18"],
+        ),
+        (["estimate", "stage3b", "--gpu", "H200", "--gpus", HUGE], ["'--gpus'", "below 1e+18"]),
+        (
+            ["estimate", "stage3b", "--gpu", "H200", "--set", f"train.max_steps={HUGE}"],
+            ["max_steps=999", "than any key"],
+        ),
+        (["estimate", "stage3b", "--gpu", "H200", "--set", f"train.max_steps={'9' * 5000}k"], ['found "99999999999']),
+        (["campaign", "ci", "--share", f"0/{'9' * 5000}"], ["expected I/N", "such as 0/4"]),
+        (["power", "--items", HUGE, "--discordance", "0.1"], ["'--items'", "is not a finite number below 1e+18"]),
+        (
+            ["power", "--items", "9", "--discordance", "0.1", "--seeds", HUGE],
+            ["'--seeds'", "is not a finite number below 1e+18"],
+        ),
+        (["run", "stage1", "--limit", HUGE], ["'--limit'", "is not a finite number below 1e+18"]),
+        (["run", "stage3b", "--set", f"train.batch_size={HUGE}"], ["9... is more than any key takes; write a smaller"]),
         (["campaign", "ci", "--price", "2"], ["--gpu and --price are of a plan; add --plan, or leave them out"]),
         (["run", "stage1", "--set", "train.max_steps=2"], ["stage1 has no section train"]),
         (["run", "stage1", "--limit", "0"], ["'--limit'", "0 is not in the range"]),

@@ -25,7 +25,7 @@ def test_the_second_of_two() -> None:
 @pytest.mark.parametrize("wrong", [
     {"PREFILL_NODES": "two"}, {"PREFILL_NODES": "0"}, {"PREFILL_NODES": "-1"}, {"PREFILL_NODES": "٢"}, {"PREFILL_NODE_RANK": ""},
     {"PREFILL_NODE_RANK": "2"}, {"PREFILL_MEET": ""}, {"PREFILL_MEET": "10.0.0.1"}, {"PREFILL_MEET": "10.0.0.1:0"},
-    {"PREFILL_MEET": ":29400"}, {"PREFILL_MEET": "10.0.0.1:70000"},
+    {"PREFILL_MEET": ":29400"}, {"PREFILL_MEET": "10.0.0.1:70000"}, {"PREFILL_MEET": "a:" + "9" * 5000},
 ])  # fmt: skip
 def test_what_is_not_three_right_variables_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"PREFILL_\w+: .*; set PREFILL_NODES"):

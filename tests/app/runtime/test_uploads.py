@@ -16,12 +16,14 @@ from app.runtime import uploads as module
 from app.runtime.artifact_store import MANIFEST, StoreError
 from app.runtime.downloads import fetch_newer, fetch_run
 from app.runtime.uploads import Uploads
+from jobs.config import strict_yaml
 from jobs.config.load import resolve
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.fake_work import NOW
 from tests.app.fakes.faulty_store import Faults, store
 
 JOB = resolve("stage3b", "ci")
+RECORD = JOB.record({"base": "base"})
 
 
 @pytest.fixture
@@ -34,12 +36,9 @@ def faults() -> Iterator[Faults]:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[RunDir]:
     with RunDir.create(tmp_path / "runs", "stage3b", NOW) as made:
-        made.write_job(JOB.record({"base": "base"}))
+        made.write_job(RECORD)
         made.append_jsonl("eval_log.jsonl", {"step": 0, "eval_loss": 2.0})
         yield made
-
-
-FINGERPRINT = JOB.fingerprint({"base": "base"})
 
 
 def checkpoint(run: RunDir, step: int, size: int = 1000) -> Path:
@@ -258,20 +257,18 @@ def test_the_newest_whole_checkpoint_is_fetched_where_there_is_no_directory(
         uploads.checkpoint(checkpoint(run, step))
         until(lambda step=step: uploads.uploaded == step)  # type: ignore[misc]
     store().put(f"{run.id}/checkpoints/checkpoint-9", {"model.safetensors": b"torn"}, manifest=False)
-    fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT)
+    fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", RECORD)
     assert (
         fetched is not None
         and fetched.id == run.id
         and fetched.state() == "interrupted"
-        and fetched.fingerprint() == FINGERPRINT
+        and fetched.fingerprint() == RECORD["fingerprint"]
     )
     assert [path.name for path in fetched.checkpoints.iterdir()] == ["checkpoint-3"]
     assert (fetched.checkpoints / "checkpoint-3" / "model.safetensors").read_bytes() == bytes([3]) * 1000
     assert fetched.read_jsonl("eval_log.jsonl") == [{"step": 0, "eval_loss": 2.0}]
-    assert fetch_run(store(), tmp_path / "other", "stage3b", "0" * 64) is None
-    assert (
-        fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT) is None and caplog.messages == []
-    )  # it is here
+    assert fetch_run(store(), tmp_path / "other", "stage3b", {**RECORD, "fingerprint": "0" * 64}) is None
+    assert fetch_run(store(), tmp_path / "elsewhere", "stage3b", RECORD) is None and caplog.messages == []  # it is here
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -280,8 +277,45 @@ def test_a_complete_run_is_fetched_whole(left: bool, run: RunDir, faults: Faults
         if left:  # as one is that was being uploaded when the others were removed
             checkpoint(run, 8)
         finished(run)
-    fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT)
+    fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", RECORD)
     assert fetched is not None and fetched.state() == "complete" and fetched.verify() == []
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_no_path_of_this_machine_is_in_the_store_and_a_fetched_run_has_its_own(
+    complete: bool, faults: Faults, tmp_path: Path
+) -> None:
+    data = f"data.train={{source: path, path: {tmp_path}/rows.jsonl, format: alpaca}}"
+    sets = [
+        data,
+        "model.source=path",
+        "model.config=null",
+        f"model.name={tmp_path}/weights",
+        f"artifacts=file://{tmp_path}/kept",
+    ]
+    record = resolve("stage3b", "ci", sets=sets).record({"base": "base"})
+    with RunDir.create(tmp_path / "runs", "stage3b", NOW) as run:
+        run.write_job(record)
+        with uploading(run) as uploads:
+            if complete:
+                run.final.mkdir()
+                (run.final / "config.json").write_text(json.dumps({"_name_or_path": f"{tmp_path}/weights"}))
+                (run.path / "log.txt").write_bytes(f"read {tmp_path}/rows.jsonl\n".encode() + b"\xff")
+                run.write_json("metrics.json", {"train": {"data": {"source": f"{tmp_path}/rows.jsonl"}}})
+                run.complete({"started": "a", "finished": "b", "seconds": 1, "headline": {}})
+            else:
+                uploads.checkpoint(checkpoint(run, 1))
+                until(lambda: uploads.uploaded == 1)
+                run.fail(1, f"{tmp_path}/rows.jsonl: is gone")
+                uploads._result = uploads._remains  # type: ignore[method-assign]  # as of a run that fails
+    assert [name for name, content in faults.files.items() if str(tmp_path).encode() in content] == []
+    assert any(b"rows.jsonl" in content for content in faults.files.values())
+    fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", record)
+    assert fetched is not None and fetched.read_job() == run.read_job() == strict_yaml.parse(
+        strict_yaml.dump(record), ""
+    )
+    assert (fetched.path / "stage.yaml").read_text() == (run.path / "stage.yaml").read_text()
+    assert not complete or fetched.verify() == []
 
 
 def test_a_store_that_differs_from_its_manifest_leaves_no_run(
@@ -291,7 +325,7 @@ def test_a_store_that_differs_from_its_manifest_leaves_no_run(
     uploads.checkpoint(checkpoint(run, 1))
     until(lambda: uploads.uploaded == 1)
     store().put(f"{run.id}/checkpoints/checkpoint-1", {"model.safetensors": b"x" * 1000}, manifest=False)
-    assert fetch_run(store(), tmp_path / "elsewhere", "stage3b", FINGERPRINT) is None
+    assert fetch_run(store(), tmp_path / "elsewhere", "stage3b", RECORD) is None
     assert "nothing is fetched from faulty://bucket" in caplog.text and "differs from its manifest" in caplog.text
     assert not (tmp_path / "elsewhere" / run.id).exists()
 

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,10 +256,27 @@ def test_a_key_is_asked_for_and_never_logged(loaded: Loaded, caplog: pytest.LogC
     assert "geheim" not in "\n".join(logged) and "secret prompt" not in "\n".join(logged)
 
 
+def flood(url: str, key: str, number: int) -> None:
+    """So many requests whose bodies do not come: one more is refused as any other is, and answered once they are gone."""
+    host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\nContent-Length: 9\r\n\r\n".encode()
+    )
+    server = SimpleNamespace(base_url=f"{url}/")
+    with ExitStack() as held:
+        for _ in range(number):
+            held.enter_context(socket.create_connection((host, int(port)))).sendall(head)
+        until(lambda: raw(server, "/health")[0] == 503)  # type: ignore[arg-type]
+        status, found = raw(server, "/v1/chat/completions", b"{}")  # type: ignore[arg-type]
+    assert (status, found["error"]["type"], found["error"]["code"]) == (503, "server_error", "overloaded")
+    assert f"{number} may" in found["error"]["message"]
+    until(lambda: raw(server, "/health")[0] == 200)  # type: ignore[arg-type]
+
+
 def test_the_command_serves_until_it_is_told_to_end(trained: Path, few_rows: None, tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sk-geheim77\n")
     words = ["serve", "--profile", "ci", "--runs-dir", str(trained), "--model", "stage3b", "--listen", "0",
-             "--key-file", str(tmp_path / "key")]  # fmt: skip
+             "--key-file", str(tmp_path / "key"), "--waiting", "1"]  # fmt: skip
     process = WarmProcess.start(words, tmp_path / "out")
     try:
         out, until = tmp_path / "out" / "out", time.monotonic() + 240
@@ -273,6 +291,7 @@ def test_the_command_serves_until_it_is_told_to_end(trained: Path, few_rows: Non
             assert client.models.retrieve(model.id).id == model.id
             found = client.completions.create(model=model.id, prompt="Hello", temperature=0, max_tokens=4)
             assert found.choices[0].text and found.system_fingerprint == f"{model.id} under prefix"
+        flood(url, "sk-geheim77", 16)
         process.send_signal(signal.SIGTERM)
         ended = process.ended(30)
     finally:

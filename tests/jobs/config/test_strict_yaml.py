@@ -1,5 +1,6 @@
 """Strict reading of YAML, and dumps that read back."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,11 @@ from jobs.errors import ConfigError
         ("a: 010\n", "f.yaml:1: a: YAML reads 010 as 8; write a plain decimal number"),
         ("a: 0x1F\n", "f.yaml:1: a: YAML reads 0x1F as 31"),
         ("a: 1:30\n", "f.yaml:1: a: YAML reads 1:30 as 90"),
+        (
+            f"a: {{b: {10**310}}}\n",
+            "f.yaml:1: a.b: 10000000000000000... is more than any key takes; write a smaller number",
+        ),
+        ("a: -1e+308\n", "f.yaml:1: a: -1e+308 is more than any key takes"),
         ("a: 1\n---\na: 2\n", "f.yaml:2: expected one YAML document, found another; remove the line ---"),
         ("- 1\n", "f.yaml: expected a mapping of keys, found [1]"),
         ("", "f.yaml: expected a mapping of keys, found nothing"),
@@ -77,8 +83,13 @@ def test_a_directory_in_place_of_a_file_is_named(tmp_path: Path) -> None:
         strict_yaml.read(tmp_path, "f.yaml")
 
 
+FLOATS = st.sampled_from([math.inf, -math.inf]) | st.floats(-9e99, 9e99)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8")),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**100) + 1, 10**100 - 1)
+    | FLOATS
+    | st.text(st.characters(codec="utf-8")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abcyn0_", max_size=4), inner, max_size=3),
     max_leaves=8,
 )

@@ -51,6 +51,56 @@ def test_a_bad_line_in_the_middle_is_named(run: RunDir) -> None:
         run.read_jsonl("eval_log.jsonl")
 
 
+LINES = b'{"step": 10, "loss": 2.0}\n{"step": 11, "loss": 1.5}\n'
+
+
+def resumed(run: RunDir, content: bytes, *checkpoints: int) -> list[int]:
+    """The steps of the log once the run is reopened with these checkpoints."""
+    run.close()
+    (run.path / "train_log.jsonl").write_bytes(content)
+    for step in checkpoints:
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
+        (run.checkpoints / f"checkpoint-{step}/complete.json").write_text("{}")
+    with RunDir.reopen(run.path) as again:
+        return [line["step"] for line in again.read_jsonl("train_log.jsonl")]
+
+
+@pytest.mark.parametrize(
+    "torn", [b'{"step": 12, "lo', b'{"step": 12, "loss": 1', b"\0" * 30, b"\xff\xfe", b"[" * 99999]
+)
+@pytest.mark.parametrize("end", [b"\n", b""])
+def test_a_resume_cuts_off_a_damaged_last_line(
+    torn: bytes, end: bytes, run: RunDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert resumed(run, LINES + torn + end, 11, 8) == [10, 11]
+    assert (run.path / "train_log.jsonl").read_bytes() == LINES
+    assert [one.message.partition(": ")[2] for one in caplog.records] == [
+        "its last line was damaged, as by a power cut, and is cut off"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "checkpoints", "line"),
+    [
+        (LINES + b"\0\n", (12, 15), 3),  # it may be step 12: a run that goes on from there never logs it again
+        (LINES + b'{"step": 12, "lo\n', (12,), 3),
+        (LINES + b'{"step": 12, "lo\n', (), 3),
+        (b"\0\n" + LINES, (11,), 1),
+        (LINES + b'\0\0\n{"step": 13}\n', (11,), 3),
+    ],
+)
+def test_damage_that_no_checkpoint_makes_good_is_refused(
+    content: bytes, checkpoints: tuple[int, ...], line: int, run: RunDir
+) -> None:
+    with pytest.raises(DataError, match=rf"train_log\.jsonl:{line}: malformed JSON.*; delete the line"):
+        resumed(run, content, *checkpoints)
+    assert (run.path / "train_log.jsonl").read_bytes() == content
+
+
+def test_a_log_of_whole_lines_stays_as_it_is(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    assert resumed(run, LINES, 8) == [10, 11] and resumed(run, b"", 8) == [] and not caplog.records
+
+
 def test_a_resumed_run_rewinds_its_log_to_the_checkpoint(run: RunDir) -> None:
     for step in range(1, 6):
         run.append_jsonl("train_log.jsonl", {"step": step})
