@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,12 @@ def svg_file(plot: Plot) -> str:
 def fill(template: str, **values: Any) -> str:
     """The text of a jinja2 template beside this module: *.html.j2 escape what is put in, the others do not. A name that it lacks
     raises jinja2's UndefinedError."""
+    return _environment().get_template(template).render(values).rstrip() + "\n"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """It keeps the templates that it has compiled, which takes much longer than to fill them in."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(("html.j2",)),
@@ -58,7 +65,7 @@ def fill(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["code"] = _code
-    return environment.get_template(template).render(values).rstrip() + "\n"
+    return environment
 
 
 def _code(text: str) -> Markup:

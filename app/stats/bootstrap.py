@@ -28,6 +28,7 @@ FEWEST = 6  # items: of fewer, not even a difference in all of them is beyond ch
 ANY = (-1.0, 1.0)  # what a difference between two accuracies can be
 _FEW = 200  # distinct rows: a multinomial draw takes as long for each as counting does for ten items
 _CHUNK = 250_000  # numbers held at once while resampling: 2 MB of float64 stay in the cache of a processor
+_DRAWN = 30_000  # items drawn at once: many resamples of few items in one call of numpy
 _FLOAT32_WHOLE = 2**24  # below it float32 holds every whole number
 
 
@@ -203,7 +204,13 @@ def _resampled_means(x_nk: Floats, samples: int, rng: np.random.Generator, own_s
 def _item_counts(n: int, samples: int, seed: tuple[int, int]) -> NDArray[np.uint8]:
     """How often each of n items is drawn in each resample (samples, n)."""
     rng = np.random.default_rng(seed)
-    return np.stack([np.bincount(rng.integers(n, size=n), minlength=n).astype(np.uint8) for _ in range(samples)])
+    counts_sn = np.empty((samples, n), np.uint8)
+    many = max(1, _DRAWN // n)
+    for start in range(0, samples, many):
+        drawn_cn = rng.integers(n, size=(min(many, samples - start), n))
+        drawn_cn += n * np.arange(len(drawn_cn))[:, None]
+        counts_sn[start : start + many] = np.bincount(drawn_cn.ravel(), minlength=drawn_cn.size).reshape(drawn_cn.shape)
+    return counts_sn
 
 
 def percentiles(values_s: Floats) -> tuple[float, float]:

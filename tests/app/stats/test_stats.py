@@ -65,6 +65,12 @@ def test_what_is_counted_in_float32_is_exact(scale: float) -> None:
     assert (resampled_macro({"a": x_nk}, 500, seed=7)[0]["a"] == expected).all()
 
 
+def test_resamples_that_are_drawn_together_are_those_drawn_one_by_one() -> None:
+    rng = np.random.default_rng((3, 1))
+    one_by_one = [np.bincount(rng.integers(700, size=700), minlength=700) for _ in range(100)]
+    assert (_item_counts(700, 100, (3, 1)) == one_by_one).all()
+
+
 def test_macro_interval_covers_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(0)
     covered = 0

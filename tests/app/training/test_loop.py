@@ -242,7 +242,8 @@ def test_the_teacher_is_the_start_under_its_causal_mask(lora: bool, model_of: An
 def test_no_teacher_is_copied_from_a_model_with_compiled_layers(model_of: Any, tmp_path: Path) -> None:
     model = model_of("llama")
     speed_up(model, backend="eager")
-    with pytest.raises(AssertionError, match=r"copied after app\.model\.compiled\.speed_up"):
+    run_as_it_is = torch.compiler.set_stance("force_eager")  # or a C++ compiler runs for FlexAttention's tiles
+    with run_as_it_is, pytest.raises(AssertionError, match=r"copied after app\.model\.compiled\.speed_up"):
         loop_of(model, tmp_path, goal=Objective(kl=0.5))
 
 
