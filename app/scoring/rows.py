@@ -168,8 +168,9 @@ def batch_of(lines: Sequence[Sequence[ScoringRow]], requests: Sequence[Request],
     start = begin.repeat(own) + list(chain.from_iterable(row.starts for row in rows))
     members = list(chain.from_iterable(row.requests for row in rows))
     documents = [[row.document for row in line] for line in lines]
-    for line, spare in zip(documents, (width - used).tolist() if filler else (), strict=False):
-        line += [Document(0, min(filler, spare - i)) for i in range(0, spare, filler)]
+    if filler is not None:
+        for line, spare in zip(documents, (width - used).tolist(), strict=True):
+            line += [Document(0, min(filler, spare - i)) for i in range(0, spare, filler)]
     targets = [requests[i].continuation for i in members]
     sizes = np.array([len(t) for t in targets], dtype=np.int64)
     before = sizes.cumsum() - sizes
