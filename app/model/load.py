@@ -76,10 +76,15 @@ class Loaded:
         """Tokens of the longest text that may share a batch with any shorter one; None: of any length."""
         return longest_short_text(self.model)
 
+    @property
+    def token_rows(self) -> int:
+        """Of the input embedding: token ids must be below."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
+
     def require_rows(self, texts: Iterable[Sequence[int]], names: Iterable[str]) -> None:
         """Raises DataError, with the text's name, for a token id beyond the embedding's last row."""
-        embedding: Any = self.model.get_input_embeddings()
-        rows = embedding.weight.shape[0]
+        rows = self.token_rows
         for ids, name in zip(texts, names, strict=True):
             if ids and max(ids) >= rows:
                 token = self.tokenizer.convert_ids_to_tokens(max(ids))

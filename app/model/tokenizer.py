@@ -1,6 +1,7 @@
 """Tokenizers from a directory or a hub. One takes 0.15 s and more to read, and each stage of a process loads its model anew."""
 
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ from transformers import AutoTokenizer
 
 from jobs.runs.atomic import files_below, state_of
 
-_READ: dict[tuple[Any, ...], Any] = {}  # by directory and the state of its files; the one used last stands last
-MOST = 4
+
+@lru_cache(4)
+def _read(directory: str, files: tuple[Any, ...]) -> Any:
+    """files: their names and states; where they change, the directory is read again."""
+    return AutoTokenizer.from_pretrained(directory)
 
 
 def tokenizer_of(name: str, revision: str | None = None) -> Any:
@@ -19,11 +23,6 @@ def tokenizer_of(name: str, revision: str | None = None) -> Any:
     """
     if not Path(name).is_dir():
         return AutoTokenizer.from_pretrained(name, revision=revision)
-    key = (name, *((file, state_of(path)) for file, path in files_below(Path(name)).items()))
-    if key not in _READ:
-        _READ[key] = AutoTokenizer.from_pretrained(name)
-    found = _READ[key] = _READ.pop(key)
-    while len(_READ) > MOST:
-        del _READ[next(iter(_READ))]
+    found = _read(name, tuple((file, state_of(path)) for file, path in files_below(Path(name)).items()))
     vocabulary = getattr(found, "backend_tokenizer", None)
     return deepcopy(found, {id(vocabulary): vocabulary})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from app.report.comparisons import Comparison, compare
+from app.report.items import digest
 from app.report.runs import Evaluation
 from app.report.study import Study
 from app.report.trainings import Trainings
@@ -54,4 +55,5 @@ def _ids(e: Evaluation) -> dict[str, tuple[str, ...]]:
 
 def _by_id(e: Evaluation) -> Evaluation:
     """The evaluation without what the order of its prompts changes."""
-    return replace(e, format="", keys={task: tuple((name, "") for name in names) for task, names in _ids(e).items()})
+    keys = {task: tuple((name, "") for name in names) for task, names in _ids(e).items()}
+    return replace(e, format="", keys=keys, contents={task: digest(pairs) for task, pairs in keys.items()})

@@ -143,7 +143,10 @@ def require_fits(loaded: Loaded, requests: Sequence[Request], names: Sequence[st
         if total > max_length:
             raise DataError(name, f"is {total} tokens long, and the model's context holds {max_length}",
                             "shorten it, or use a model with a longer context")  # fmt: skip
-    loaded.require_rows(((*request.context, *request.continuation) for request in requests), names)
+    # The context is mostly one object for all choices of an item.
+    different = {id(ids): ids for request in requests for ids in (request.context, request.continuation)}
+    if max(map(max, different.values()), default=0) >= loaded.token_rows:
+        loaded.require_rows(((*request.context, *request.continuation) for request in requests), names)
 
 
 def unclean(requests: Sequence[Request], names: Sequence[str]) -> str:

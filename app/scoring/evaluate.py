@@ -94,7 +94,8 @@ def _whole_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _task_result(items: Sequence[Item], samples: Sequence[Sample]) -> dict[str, Any]:
+def _task_result(items: Sequence[Item], samples: Sequence[Sample]) -> tuple[dict[str, Any], np.ndarray]:
+    """A task's numbers, and for each item whether its headline counts it as right."""
     hits = {name: np.array([s[f"pred_{name}"] == s["gold"] for s in samples]) for name in _WEIGHTS}
     metric = items[0].metric
     violations = sum(boundary != "clean" for s in samples for boundary in s.get("boundary", ()))
@@ -104,7 +105,7 @@ def _task_result(items: Sequence[Item], samples: Sequence[Sample]) -> dict[str, 
         "metric": metric, "headline": float(hits[metric].mean()),
         "stderr": stderr(hits[metric]),
         "gold_nll_per_token": float(nll), "chance": float(np.mean([i.chance for i in items])), "prefix_violations": violations,
-    }  # fmt: skip
+    }, hits[metric]  # fmt: skip
 
 
 def pairs_of(items: Sequence[Item]) -> list[tuple[str, str]]:
@@ -167,16 +168,13 @@ def evaluate(loaded: Loaded, items: Sequence[Item], requests: Sequence[Request],
         samples.append(sample)
         if checked is not None:
             sample["arithmetic"] = "float32" if checked.rescored[number] else KINDS[checked.first]
-    by_task = {task: [s for s in samples if s["task"] == task] for task in settings.tasks}
-    tasks = {task: _task_result([i for i in items if i.task == task], rows) for task, rows in by_task.items()}
-    if checked is not None:
-        for task, result in tasks.items():
-            result["gold_nll_rounding"] = _rounding(checked, [
-                (number, spans[number][item.gold]) for number, item in enumerate(items) if item.task == task])  # fmt: skip
-    correct: dict[str, Any] = {
-        str(task): np.array([s[f"pred_{tasks[task]['metric']}"] == s["gold"] for s in rows])
-        for task, rows in by_task.items()
-    }
+    tasks, correct = dict[str, dict[str, Any]](), dict[str, Any]()
+    for task in settings.tasks:
+        own = [number for number, item in enumerate(items) if item.task == task]
+        result, correct[task] = _task_result([items[i] for i in own], [samples[i] for i in own])
+        if checked is not None:
+            result["gold_nll_rounding"] = _rounding(checked, [(i, spans[i][items[i].gold]) for i in own])
+        tasks[task] = result
     value, low, high = macro_interval(correct, samples=settings.bootstrap, seed=seed)
     metrics = {result["metric"] for result in tasks.values()}
     entry: dict[str, Any] = {

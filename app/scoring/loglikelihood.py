@@ -108,7 +108,7 @@ class _Running:
             self._ready = torch.cuda.Event()
             self._ready.record()
 
-    def finish(self) -> Iterator[tuple[int, Scored]]:
+    def finish(self) -> Iterable[tuple[int, Scored]]:
         """(index of the request, its result), in any order."""
         if self._ready is not None:
             self._ready.synchronize()
@@ -117,9 +117,8 @@ class _Running:
         sums = np.zeros((2, len(sizes)))
         # Each request is summed by itself: with differences of one running sum, a value that is not finite would spread.
         sums[:, some] = np.add.reduceat(self._found.double().numpy(), (sizes.cumsum() - sizes)[some], axis=1)
-        logprobs, misses = sums.tolist()
-        for i, n, logprob, missed in zip(self.batch.requests, self.batch.sizes, logprobs, misses, strict=True):
-            yield i, Scored(logprob, n, missed == 0)
+        found = map(Scored, sums[0].tolist(), self.batch.sizes, (sums[1] == 0).tolist())
+        return zip(self.batch.requests, found, strict=True)
 
 
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -161,7 +160,7 @@ def tokens_of(loaded: Loaded, requests: Sequence[Request], mask: Mask, batch_tok
 
 
 def _rows(loaded: Loaded, requests: Sequence[Request], mask: Mask, budget: int) -> list[ScoringRow]:
-    return rows_of(requests, mask not in LEAKING, budget, loaded.is_long)
+    return rows_of(requests, mask not in LEAKING, budget, loaded.longest_short)
 
 
 def _plan(
@@ -169,15 +168,15 @@ def _plan(
 ) -> Iterator[tuple[list[list[ScoringRow]], int, bool]]:
     """(lines of rows, width, whether they are packed and compiled) of each batch, of `budget` tokens; packed ones of `line`."""
     width = max(line // TILE, 1) * TILE  # whole tiles of FlexAttention's, within the budget where it holds one
-    fits = [row for row in rows if len(row) <= width] if compiling_pays(loaded, work) else []
+    fits = [row for row in rows if row.size <= width] if compiling_pays(loaded, work) else []
     multiple = _MULTIPLE[loaded.device.type]
     rest = rows[: len(rows) - len(fits)]  # the longest stand first
     # Rows of one arithmetic together: neither the dtype of a row's attention nor its position encoding may depend on its
     # neighbours (app/attention/backends.py, model_config.py).
-    for some in _alike(rest, lambda row: (len(row) > SHORT, loaded.is_long(row.positions))):
+    for some in _alike(rest, lambda row: (row.size > SHORT, row.is_long)):
         for batch in padded(some, budget):
             yield [[row] for row in batch], -(-len(batch[0]) // multiple) * multiple, False
-    for some in _alike(fits, lambda row: loaded.is_long(row.positions)):
+    for some in _alike(fits, lambda row: row.is_long):
         for full in packed(some, width):
             yield [full], width, True
 
@@ -210,7 +209,7 @@ def loglikelihood(loaded: Loaded, requests: Sequence[Request], mask: Mask, *, ba
     count = count or Count()
     results: list[Scored | None] = [None] * len(requests)
     rows = _rows(loaded, requests, mask, budget)
-    done, total = 0, sum(len(row) for row in rows)
+    done, total = 0, sum(row.size for row in rows)
     lm_head = loaded.lm_head
     running: deque[_Running] = deque()
 

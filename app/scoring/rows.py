@@ -12,10 +12,12 @@ its own and all its tokens are fed, as the published ablation did.
     packed   lines of ONE length filled with rows that do not see each other: one shape, so it can be compiled
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,20 +32,21 @@ T = TypeVar("T")
 
 @dataclass(slots=True)  # not frozen: a stage makes 40,000, which would take twice as long
 class ScoringRow:
-    """A prompt and some of its continuations. `starts`: where in the row each continuation's own tokens begin."""
+    """A prompt and some of its continuations.
+
+    parts: their tokens, one after another. starts: where in the row each continuation's own tokens begin. is_long: of the
+    prompt with a continuation (`Loaded.is_long`).
+    """
 
     document: Document
-    ids: list[int]
+    parts: list[tuple[int, ...]]
+    size: int  # tokens
     requests: list[int]  # indices into the caller's list
     starts: list[int]
+    is_long: bool
 
     def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def positions(self) -> int:
-        """Tokens of the prompt with its longest continuation."""
-        return self.document.length + max(self.document.branches, default=0)
+        return self.size
 
 
 @dataclass(frozen=True)
@@ -61,39 +64,44 @@ class Batch:
 
 
 def rows_of(requests: Sequence[Request], shares_prompt: bool, budget: int,
-            is_long: Callable[[int], bool] = lambda length: False) -> list[ScoringRow]:  # fmt: skip
+            longest_short: int | None = None) -> list[ScoringRow]:  # fmt: skip
     """Rows of the work to do, longest first; requests with one context share a row, up to `budget` tokens of it.
 
     Longest first: a lack of memory shows at once, and the remaining time is over- rather than underestimated.
 
     Args:
-        is_long: of a number of positions; a row's requests are all long or all short (`Loaded.is_long`).
+        longest_short: as of `Loaded`; a row's requests are all long or all short.
     """
     rows = []
-    if not shares_prompt:
-        for i, r in enumerate(requests):
-            n, m = len(r.context), len(r.continuation)
-            rows.append(ScoringRow(Document(n, n + m, turns=r.turns), [*r.context, *r.continuation], [i], [n]))
-        return sorted(rows, key=len, reverse=True)
+    most = math.inf if longest_short is None else longest_short
     groups: dict[tuple[tuple[int, ...], tuple[Span, ...] | None, bool], list[int]] = {}
-    for i, request in enumerate(requests):
-        long = is_long(len(request.context) + len(request.continuation) - 1)
-        groups.setdefault((request.context, request.turns, long), []).append(i)
-    for (context, turns, _), members in groups.items():
+    last: tuple[Any, ...] = ()
+    for i, r in enumerate(requests):
+        n, m = len(r.context), len(r.continuation)
+        if shares_prompt:
+            key = (r.context, r.turns, n + m - 1 > most)
+            if key != last:  # mostly one object, while a dictionary would hash all of its numbers
+                last, members = key, groups.setdefault(key, [])
+            members.append(i)
+        else:
+            document = Document(n, n + m, turns=r.turns)
+            rows.append(ScoringRow(document, [r.context, r.continuation], n + m, [i], [n], n + m > most))
+    for (context, turns, is_long), members in groups.items():
         n, start = len(context), 0
         while start < len(members):
-            ids, starts, branches = list(context), list[int](), list[int]()
+            size, parts, starts, branches = n, [context], list[int](), list[int]()
             for i in members[start:]:
                 fed = requests[i].continuation[:-1]  # the last token predicts nothing
-                if starts and len(ids) + len(fed) > max(budget, n):
+                if starts and size + len(fed) > max(budget, n):
                     break
-                starts.append(len(ids))
+                starts.append(size)
                 branches.append(len(fed))
-                ids.extend(fed)
+                parts.append(fed)
+                size += len(fed)
             document = Document(n, n, tuple(branches), turns)
-            rows.append(ScoringRow(document, ids, members[start : start + len(starts)], starts))
+            rows.append(ScoringRow(document, parts, size, members[start : start + len(starts)], starts, is_long))
             start += len(starts)
-    return sorted(rows, key=len, reverse=True)
+    return sorted(rows, key=attrgetter("size"), reverse=True)
 
 
 def padded(rows: Sequence[T], budget: int, width: Callable[[T], int] = len) -> list[list[T]]:  # type: ignore[assignment]
@@ -124,17 +132,17 @@ def packed(rows: Sequence[ScoringRow], width: int) -> list[list[ScoringRow]]:
         raise ValueError(f"a row of {len(rows[0])} tokens does not fit a line of {width}")
     lines: list[list[ScoringRow]] = []
     room: list[int] = []
-    first = 0  # lines before it are too full for the shortest row
-    shortest = min(map(len, rows), default=1)
+    at = size = 0
     for row in rows:
-        at = next((i for i in range(first, len(lines)) if room[i] >= len(row)), len(lines))
+        if row.size != size:  # else the lines before `at` have no room for it either
+            at, size = 0, row.size
+        while at < len(lines) and room[at] < size:
+            at += 1
         if at == len(lines):
             lines.append([])
             room.append(width)
         lines[at].append(row)
-        room[at] -= len(row)
-        while first < len(lines) and room[first] < shortest:
-            first += 1
+        room[at] -= size
     return lines
 
 
@@ -146,30 +154,29 @@ def batch_of(lines: Sequence[Sequence[ScoringRow]], requests: Sequence[Request],
         filler: length of the documents that a line is filled up with, in place of padding. Padding sees all padding of its
             line, and FlexAttention would compute that.
     """
-    ids = np.zeros(len(lines) * width, dtype=np.int64)
-    first: list[int] = []  # per request, the state that predicts its first token
-    start: list[int] = []  # and where its own tokens begin
-    members: list[int] = []
-    documents: list[list[Document]] = []
-    fed = 0
-    for number, line in enumerate(lines):
-        at = number * width
-        for row in line:
-            ids[at : at + len(row)] = row.ids
-            first.extend([at + row.document.prefix_len - 1] * len(row.starts))
-            start.extend([at + s for s in row.starts])
-            members.extend(row.requests)
-            at += len(row)
-        fed += at - number * width
-        spare = (number + 1) * width - at if filler is not None else 0
-        fillers = [Document(0, min(filler, spare - i)) for i in range(0, spare, filler)] if filler else []
-        documents.append([row.document for row in line] + fillers)
+    rows = list(chain.from_iterable(lines))
+    lengths = np.array([row.size for row in rows])
+    used = np.array([sum(row.size for row in line) for line in lines])
+    ids = np.zeros((len(lines), width), dtype=np.int64)
+    ids[np.arange(width) < used[:, None]] = np.fromiter(chain.from_iterable(chain.from_iterable(row.parts for row in rows)),
+                                                        dtype=np.int64, count=used.sum())  # fmt: skip
+    skipped = np.arange(len(lines)) * width - (used.cumsum() - used)  # padding before each line
+    begin = lengths.cumsum() - lengths + skipped.repeat([len(line) for line in lines])
+    own = [len(row.starts) for row in rows]
+    # Of each request the state that predicts its first token, and where its own tokens begin.
+    first = (begin + [row.document.prefix_len - 1 for row in rows]).repeat(own)
+    start = begin.repeat(own) + list(chain.from_iterable(row.starts for row in rows))
+    members = list(chain.from_iterable(row.requests for row in rows))
+    documents = [[row.document for row in line] for line in lines]
+    if filler is not None:
+        for line, spare in zip(documents, (width - used).tolist(), strict=True):
+            line += [Document(0, min(filler, spare - i)) for i in range(0, spare, filler)]
     targets = [requests[i].continuation for i in members]
     sizes = np.array([len(t) for t in targets], dtype=np.int64)
-    begin = sizes.cumsum() - sizes
-    inside = np.arange(sizes.sum()) - np.repeat(begin, sizes)
-    sources = np.repeat(np.array(start, dtype=np.int64), sizes) + inside - 1
-    sources[begin[sizes > 0]] = np.array(first, dtype=np.int64)[sizes > 0]
+    before = sizes.cumsum() - sizes
+    inside = np.arange(sizes.sum()) - np.repeat(before, sizes)
+    sources = start.repeat(sizes) + inside - 1
+    sources[before[sizes > 0]] = first[sizes > 0]
     wanted = np.fromiter(chain.from_iterable(targets), dtype=np.int64, count=len(sources))
-    return Batch(torch.from_numpy(ids).view(len(lines), width), layout(documents, mask, length=width),
-                 torch.from_numpy(sources), torch.from_numpy(wanted), members, sizes.tolist(), fed)  # fmt: skip
+    return Batch(torch.from_numpy(ids), layout(documents, mask, length=width),
+                 torch.from_numpy(sources), torch.from_numpy(wanted), members, sizes.tolist(), int(used.sum()))  # fmt: skip

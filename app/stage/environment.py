@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from app.model.load import Loaded
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
 
 
+@cache  # a process runs the code that it was started with, and loads several models
 def _git(*args: str) -> str | None:
     root = Path(__file__).resolve().parents[2]
     try:

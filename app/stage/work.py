@@ -14,7 +14,7 @@ import torch
 from app.attention import selfcheck
 from app.attention.layers import restrict
 from app.data.suites import suite_items, suite_of
-from app.data.tasks import Item, load_items
+from app.data.tasks import Item, load_items, located
 from app.model.load import Loaded, load
 from app.runtime.ending import CONTINUE, RunEnded
 from app.runtime.heartbeat import Heartbeat
@@ -144,7 +144,7 @@ class _Stage:
         """What training must not contain: the whole validation splits of the five tasks, and all that the suite scores,
         whatever the limit. The training data must not depend on which items are scored."""
         self.heartbeat.phase("data")
-        stage, data = self.job.stage, self.job.profile.data.eval
+        stage, data = self.job.stage, located(self.job.profile.data.eval)
         commits = self.job.commits
         with waiting("read evaluation items"):
             items = [item for task in TASK_NAMES for item in load_items(task, data, commits=commits)]

@@ -24,7 +24,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return read(name, **options)
 
     monkeypatch.setattr(module.AutoTokenizer, "from_pretrained", counted)
-    monkeypatch.setattr(module, "_READ", {})
+    module._read.cache_clear()
     return names
 
 
@@ -56,8 +56,9 @@ def test_a_directory_with_a_file_changed_added_or_moved_is_read_again(tmp_path: 
 
 
 def test_few_are_remembered(tmp_path: Path, reads: list[str]) -> None:
-    for at in range(module.MOST + 1):
+    most = module._read.cache_parameters()["maxsize"]
+    for at in range(most + 1):
         word_tokenizer().save_pretrained(tmp_path / str(at))
         tokenizer_of(str(tmp_path / str(at)))
         tokenizer_of(str(tmp_path / "0"))  # used last, so it stays
-    assert len(module._READ) == module.MOST and len(reads) == module.MOST + 1
+    assert module._read.cache_info().currsize == most and len(reads) == most + 1

@@ -274,6 +274,27 @@ def test_every_row_is_in_one_line_and_no_line_is_too_full(seed: int) -> None:
         packed(rows, len(rows[0]) - 1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_each_row_goes_into_the_first_line_that_has_room(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = rows_of([Request((0,) * rng.randrange(1, 60), (1,)) for _ in range(200)], False, 64)
+    lines: list[list[int]] = []
+    for row in rows:
+        first = next((line for line in lines if sum(line) + len(row) <= 64), None)
+        if first is None:
+            lines.append(first := [])
+        first.append(len(row))
+    assert [[len(row) for row in line] for line in packed(rows, 64)] == lines
+
+
+def test_requests_of_one_context_share_a_row_wherever_they_stand() -> None:
+    requests = [Request((5, 6), (7, 8)), Request((9,), (7,)), Request((5, 6), (3,)), Request((5, 6), (4,), turns=())]
+    rows = rows_of(requests, True, 64)
+    assert [(row.requests, row.parts, row.starts) for row in rows] == [
+        ([0, 2], [(5, 6), (7,), ()], [2, 3]), ([3], [(5, 6), ()], [2]), ([1], [(9,), ()], [1])]  # fmt: skip
+    assert not batch_of([[rows[1]]], requests, "causal", 8).where.trunks_only  # a branch without a token is one
+
+
 def test_a_line_is_filled_to_its_last_token() -> None:
     """The first line takes the shortest row behind the longest, the second two rows that fill it exactly."""
     requests = [Request((i,) * size, (1,)) for i, size in enumerate((6, 4, 4, 2))]
