@@ -78,19 +78,26 @@ def headline(declared: Sequence[Line], leading: Sequence[Line]) -> str:
         shared = tails.pop() if len(tails) == 1 else ""
         listed = _listed(found["level"], lambda one: "".join(_less_than(one)).removesuffix(shared), declared)
         rest.append(f"it makes no difference that would show on {listed}{shared}")
+    unclear: dict[tuple[str, str], list[Line]] = {}
     for one in found.get("unclear", []):
-        text = not_enough(one.comparison)
-        beside = one.finding.text.removeprefix(text)
-        short = text.removesuffix(": no number of items would do")
         after = [f"with the {_ORDERS.get(other.setting.order, '')[2:]} {verbs[other.finding.direction]} ({_change(other)})"
                  for other in _turned([one], leading)]  # fmt: skip
-        rest.append(f"{short[0].lower()}{short[1:]} on {_name(one, declared)}{beside}")
-        if after:
-            rest[-1] += f", though {' and '.join(after)}, looked at afterwards"
+        text = not_enough(one.comparison).removesuffix(": no number of items would do")
+        though = f", though {' and '.join(after)}, looked at afterwards" if after else ""
+        unclear.setdefault((f"{text[0].lower()}{text[1:]}", though), []).append(one)
+    for (text, though), alike in unclear.items():
+        besides = {_beside(one) for one in alike}
+        where = _listed(alike, lambda one: "", declared)
+        rest.append(f"{text} on {where}{besides.pop() if len(besides) == 1 else ''}{though}")
     sentences = [clear, "; ".join(rest)]
     if not declared:
         sentences = ["no campaign has both models of the comparison that it declared yet, so nothing can be said"]
     return " ".join(_sentence(text) for text in sentences if text)
+
+
+def _beside(one: Line) -> str:
+    """What NLL adds where there is not enough to tell by accuracy."""
+    return one.finding.text.removeprefix(not_enough(one.comparison))
 
 
 def _turned(declared: Sequence[Line], leading: Sequence[Line]) -> list[Line]:
@@ -109,14 +116,18 @@ def _listed(lines: Sequence[Line], value: Callable[[Line], str], declared: Seque
     texts, by_model = [], dict[str, list[Line]]()
     for suite, of_suite in by_suite.items():
         if {one.part.base_model for one in of_suite} == {one.part.base_model for one in declared}:
-            texts.append(f"{suite} ({_joined([value(one) for one in of_suite])})")
+            texts.append(suite + _in_brackets(value, of_suite))
         else:
             for one in of_suite:
                 by_model.setdefault(one.part.short_model, []).append(one)
     for model, of_model in by_model.items():
-        suites = " and ".join(map(_suite, of_model))
-        texts.append(f"{suites} with {model} ({_joined([value(one) for one in of_model])})")
+        texts.append(f"{' and '.join(map(_suite, of_model))} with {model}{_in_brackets(value, of_model)}")
     return " and ".join(texts)
+
+
+def _in_brackets(value: Callable[[Line], str], lines: Sequence[Line]) -> str:
+    shown = _joined([value(one) for one in lines])
+    return f" ({shown})" if shown else ""
 
 
 def _joined(changes: Sequence[str]) -> str:
@@ -160,6 +171,8 @@ def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Lin
     found = [("How sure", _sure(declared))] if declared else []
     if rivals := [f"{_name(one, lines)}: {_rival(one)}" for one in lines if one.what == TRAINED_TWICE]:
         found.append(("The control with its prompt written twice, against once", _sentence("; ".join(rivals))))
+    if learnt := [f"{_name(one, lines)}: {steps}" for one in declared if (steps := _solved(one))]:
+        found.append(("How soon it is learnt", _sentence("; ".join(learnt))))
     spending = tables.spent_once(parts)
     if runs := sum(part.spent.runs for part in spending):
         seconds = sum(part.spent.seconds for part in spending)
@@ -167,6 +180,19 @@ def _facts(parts: Sequence[Study], lines: Sequence[Line], declared: Sequence[Lin
         spent = f"{_counted(runs, 'run')}, {duration(seconds)} of one GPU" + (f", ${dollars:,.2f}" if dollars else "")
         found.append(("What it cost", f"{spent}. Reading one prompt costs the same in both directions."))
     return found
+
+
+def _solved(one: Line) -> str:
+    """After how many steps look-ups were solved, seed by seed; nothing where neither side solved them."""
+    models = one.comparison.first.model, one.comparison.second.model
+    recipes = [next((r for r in one.study.trainings.recipes if (r.model, r.mask) == (model, r.trained_under)), None)
+               for model in models if one.setting.suite == "lookup"]  # fmt: skip
+    both = [recipe for recipe in recipes if recipe is not None]
+    if len(both) < 2 or not any(at is not None for recipe in both for at in recipe.solved.values()):
+        return ""
+    return "steps until solved, seed by seed, {} read in both directions; {} the control".format(
+        *(", ".join(run_tables.steps_of(r)) for r in both)
+    )
 
 
 def _details(leading: Sequence[Line]) -> list[str]:

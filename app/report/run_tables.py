@@ -8,7 +8,7 @@ from app.report.format import DASH, count, duration, moment, number, numbers, sh
 from app.report.runs import mask_name
 from app.report.study import Study
 from app.report.tables import Table, TableRow
-from app.report.trainings import SOLVED
+from app.report.trainings import SOLVED, Recipe
 
 _REFERENCE_LEAKS = ("stage2", "stage4")  # the earlier experiment scored these under a mask that shows the answer
 
@@ -54,13 +54,18 @@ def _drawn(train: Mapping[str, Any]) -> str:
     return "; ".join(f"{one['source']} {count(one['drawn'])} ({one['share']:.0%})" for one in sources) or DASH
 
 
+def steps_of(recipe: Recipe) -> list[str]:
+    """The step at which each seed's training had learnt its look-ups."""
+    return [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
+
+
 def solved(study: Study) -> Table:
     """For look-ups, the step at which each training had learnt them, seed by seed."""
     rows = []
     for setting in (s for s in study.settings if s.setting.suite == "lookup"):
         for recipe in (r for r in setting.trainings.recipes if r.mask == r.trained_under):
-            steps = [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
-            rows.append(TableRow((str(setting.setting), recipe.model, numbers(recipe.solved), ", ".join(steps))))
+            cells = (str(setting.setting), recipe.model, numbers(recipe.solved), ", ".join(steps_of(recipe)))
+            rows.append(TableRow(cells))
     note = f"Solved: at an evaluation the loss on held-out examples is {SOLVED:g} nats a response token or less."
     return Table("Steps until solved", ("Tasks and order", "Model", "Seeds", ">Steps, by seed"), tuple(rows), note)
 

@@ -218,6 +218,27 @@ def test_models_stand_together_where_they_end_alike_and_are_named_where_they_do_
     apart = joint_page([on("first", helped), on("second", unclear)]).headline
     assert re.fullmatch(r"It helps on reading tasks with first \(\d+\.\d points more accurate\)\. "
                         r"Not enough items to tell: at least [\d,]+ needed on reading tasks with second\.", apart)  # fmt: skip
+    won, open_ = (
+        next(one for one in lines_of([part]) if one.declared) for part in (on("first", helped), on("second", unclear))
+    )
+    lines = [won, *(replace(open_, setting=replace(open_.setting, suite=suite)) for suite in ("reading", "short"))]
+    both = headline(lines, lines)
+    assert re.search(
+        r"Not enough items to tell: at least [\d,]+ needed on reading tasks and five short tasks with second\.", both
+    )
+
+
+def test_the_first_screen_says_how_soon_look_ups_are_learnt_once_a_side_has_learnt_them(tmp_path: Path) -> None:
+    campaign(tmp_path, "mine", "lookup", items=8, recipes=("full",))
+    facts = dict(joint_page(joint_of(tmp_path)).facts)
+    assert "How soon it is learnt" not in facts
+    for path in tmp_path.glob("cell/*/eval_log.jsonl"):
+        if json.loads((path.parent / "metrics.json").read_text())["evaluations"][0]["mask"] == "prefix":
+            path.write_text("".join(json.dumps({"step": step, "eval_loss": 1 / step}) + "\n" for step in (10, 20, 30)))
+    facts = dict(joint_page(joint_of(tmp_path)).facts)
+    assert re.fullmatch(r"Generated look-ups: steps until solved, seed by seed, 20, 20 read in both directions; "
+                        r"not in \d+, not in \d+ the control\.",
+                        facts["How soon it is learnt"])  # fmt: skip
 
 
 def test_a_campaign_without_its_control_is_no_answer(tmp_path: Path) -> None:
