@@ -18,7 +18,7 @@ from jobs.config.job import Job
 from jobs.config.profile import TrainData
 from jobs.config.schema import TASK_NAMES
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
-from jobs.errors import DataError
+from jobs.errors import DataError, expanded
 from jobs.runs.atomic import sha256_of
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -68,7 +68,7 @@ def eval_content(job: Job) -> str | None:
     """The digest of evaluation data at a path, the rows of a suite that trains on its own included; None for other data."""
     if job.profile.data.eval.path is None:
         return None
-    root = Path(job.profile.data.eval.path).expanduser()
+    root = expanded(job.profile.data.eval.path)
     rows = [path for task in _needed(job) for path in places(root, tasks.TASKS[task].directory, task, tasks.SPLIT)]
     own = suite_of(job.stage).reading.values()
     return digest_of([*rows, *(path for task in own for path in root.glob(f"{task.directory}/{task.split}"))])
@@ -80,7 +80,7 @@ def train_content(source: TrainData) -> str | None:
         return hub_commit(source.name, source.revision, "dataset")
     if source.path is None:
         return None
-    path = Path(source.path).expanduser()
+    path = expanded(source.path)
     if source.format == "qa":
         sets = ((directory, name) for name, (directory, _) in qa.SETS.items())
         return digest_of(place for one in sets for place in places(path, *one, qa.SPLIT))
@@ -94,7 +94,7 @@ def digest_of(paths: Iterable[Path]) -> str:
     Hidden files do not count. Raises DataError.
     """
     files = set()
-    for path in (path.expanduser() for path in paths):
+    for path in map(expanded, paths):
         if path.is_file():
             files.add((path.name, path))
         elif any((path / mark).is_file() for mark in _MARKS):

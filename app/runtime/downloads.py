@@ -102,6 +102,7 @@ def _with_paths(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     The fingerprint, which is the same, covers model and data, so `record` has them as they were.
     """
     stored = strict_yaml.read(path, str(path))
+    stored |= {key: record[key] for key in ("profile_given",) if key in record}
     stored["profile"] |= {key: record["profile"][key] for key in ("model", "data", "artifacts")}
     head = path.read_text(encoding="utf-8").partition("\n")[0]
     path.write_text(f"{head}\n{strict_yaml.dump(stored)}", encoding="utf-8")

@@ -79,12 +79,13 @@ class _Bounded:
         self._app, self._most, self._open = app, most, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._open >= self._most:
+        if scope["type"] != "http":  # the server's own lifespan, which is open from its start to its end
+            return await self._app(scope, receive, send)
+        if self._open >= self._most:
             error = ApiError(
                 503, f"{self._open} requests are open, and {self._most} may; try again later", code="overloaded"
             )
-            await (await _refused(Request(scope), error))(scope, receive, send)
-            return
+            return await (await _refused(Request(scope), error))(scope, receive, send)
         self._open += 1
         try:
             await self._app(scope, receive, send)

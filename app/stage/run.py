@@ -27,7 +27,7 @@ from app.stage.shared_runs import require_shared
 from app.stage.tracking import Tracking, require_installed
 from jobs.config.job import Job
 from jobs.config.terms import require_terms
-from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError
+from jobs.errors import EXIT_BUG, EXIT_STOPPED, ConfigError, DiskFull, RunStateError, UserError, expanded
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import STOPPED, RunDir, latest_complete, latest_in, list_runs, resolve_init
 
@@ -254,14 +254,14 @@ def require_paths(job: Job) -> None:
     named = {"data.eval.path": profile.data.eval.path, **{f"{key}.path": one.path for key, one in profile.data.sources.items()},
              "model.name": profile.model.local}  # fmt: skip
     for key, path in named.items():
-        if path is not None and not Path(path).expanduser().exists():
+        if path is not None and not expanded(path).exists():
             raise ConfigError(f"profile {profile.name}: {key}", f"{path} does not exist", "correct the path")
     model = profile.model.local
     if model is None:
         return
     if profile.model.source == "gguf":
-        gguf.require(Path(model).expanduser())
-    elif not (Path(model).expanduser() / "config.json").is_file():
+        gguf.require(expanded(model))
+    elif not (expanded(model) / "config.json").is_file():
         fact = f"{model} has no config.json, so it is not a checkpoint"
         raise ConfigError(f"profile {profile.name}: model.name", fact, "give a directory written by save_pretrained")
 

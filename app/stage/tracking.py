@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from jobs.config.job import flat
 from jobs.config.profile import Tracker
-from jobs.errors import ConfigError
+from jobs.errors import ConfigError, expanded
 from jobs.runs.atomic import finite
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def _in(store: Path, environ: MutableMapping[str, str]) -> MutableMapping[str, s
     environ.setdefault("WANDB_SILENT", "true")
     if not environ.get("WANDB_API_KEY") and (file := environ.get("WANDB_API_KEY_FILE")):
         # On a rented host, see vast/host/secretfiles.py.
-        environ["WANDB_API_KEY"] = Path(file).read_text(encoding="utf-8").strip()
+        environ["WANDB_API_KEY"] = expanded(file).read_text(encoding="utf-8").strip()
     if not environ.get("WANDB_API_KEY"):
         environ.setdefault("WANDB_MODE", "offline")
     environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{store / 'mlflow.db'}")

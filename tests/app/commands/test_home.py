@@ -103,3 +103,20 @@ def test_the_home_of_nobody_is_refused(home: Path, command: Command) -> None:
     with pytest.raises(ConfigError, match="write the whole path"):
         resolve("stage1", "~nobody-of-this-name/mine.yaml")
     assert not os.path.lexists("~nobody-of-this-name")
+
+
+@pytest.mark.parametrize("given", [
+    ("model.source=path", "model.config=null", "model.name=~nobody-of-this-name/m"),
+    ("model.source=gguf", "model.config=null", "model.name=~nobody-of-this-name/m.gguf"),
+    ("data.eval={source: path, path: ~nobody-of-this-name/rows}",),
+    ("data.train={source: path, path: ~nobody-of-this-name/rows.jsonl, format: alpaca}",),
+])  # fmt: skip
+def test_data_and_models_of_nobody_are_one_line(given: tuple[str, ...], home: Path, command: Command) -> None:
+    sets = [word for text in given for word in ("--set", text)]
+    command("run", "stage3b", "--profile", "ci", *sets).refused("begins with the home directory of nobody")
+    assert not (home.parent / "runs" / "stage3b").exists()
+
+
+def test_a_model_of_nobody_is_one_line(home: Path, command: Command) -> None:
+    words = "probe", "--profile", "ci", "--model", "~nobody-of-this-name/m"
+    command(*words).refused("begins with the home directory of nobody")

@@ -93,6 +93,17 @@ def test_a_run_of_an_archive_stands_beside_one_with_samples(runs_dir: Path, resu
     assert "within noise" in report.to_markdown()
 
 
+def test_a_campaign_that_goes_on_in_an_archive_has_all_of_its_seeds(runs_dir: Path, results_dir: Path) -> None:
+    """Runs of seed 0 are known by their digest alone, those of seed 1 have samples."""
+    with unpacked(results_dir / "mine") as found:
+        for run in list_runs(runs_dir):
+            if run.stage == "cell" and run.read_job()["stage"].get("seed") == 1:
+                shutil.rmtree(found / run.id)
+                shutil.copytree(run.path, found / run.id)
+        mixed = build_report(found).to_markdown()
+    assert close(mixed, build_report(runs_dir).to_markdown())
+
+
 def test_items_with_other_content_are_still_other_items(runs_dir: Path, tmp_path: Path) -> None:
     write_cells(tmp_path / "other", recipes=("full",), seeds=(0,), changed=frozenset({"piqa/3"}))
     record = declare(tmp_path / "other")

@@ -201,7 +201,9 @@ def test_address_is_a_port_on_this_machine_or_names_its_host(text: str, address:
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["", "x", ":8000", "[]:8000", "host:", "host:x", "-1", "65536", "8000.0", "²"])
+@pytest.mark.parametrize(
+    "text", ["", "x", ":8000", "[]:8000", "host:", "host:x", "-1", "65536", "8000.0", "²", "9" * 5000]
+)
 def test_what_is_no_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"--serve: expected PORT or HOST:PORT, found .*; give such as 8000"):
         parse_address(text)

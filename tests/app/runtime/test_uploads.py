@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import pytest
 from app.runtime import uploads as module
 from app.runtime.artifact_store import MANIFEST, StoreError
 from app.runtime.downloads import fetch_newer, fetch_run
+from app.runtime.local_paths import without_paths
 from app.runtime.uploads import Uploads
 from jobs.config import strict_yaml
-from jobs.config.load import resolve
+from jobs.config.load import JOBS_DIR, resolve
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.fake_work import NOW
 from tests.app.fakes.faulty_store import Faults, store
@@ -281,11 +283,15 @@ def test_a_complete_run_is_fetched_whole(left: bool, run: RunDir, faults: Faults
     assert fetched is not None and fetched.state() == "complete" and fetched.verify() == []
 
 
+@pytest.mark.parametrize("name", ["plain", "José's long folder " * 6])  # YAML writes the second over lines, in escapes
 @pytest.mark.parametrize("complete", [False, True])
 def test_no_path_of_this_machine_is_in_the_store_and_a_fetched_run_has_its_own(
-    complete: bool, faults: Faults, tmp_path: Path
+    complete: bool, name: str, faults: Faults, tmp_path: Path
 ) -> None:
-    data = f"data.train={{source: path, path: {tmp_path}/rows.jsonl, format: alpaca}}"
+    tmp_path = tmp_path / name.strip()
+    tmp_path.mkdir()
+    shutil.copy(JOBS_DIR / "profiles/ci.yaml", tmp_path / "mine.yaml")
+    data = f'data.train={{source: path, path: "{tmp_path}/rows.jsonl", format: alpaca}}'
     sets = [
         data,
         "model.source=path",
@@ -293,13 +299,15 @@ def test_no_path_of_this_machine_is_in_the_store_and_a_fetched_run_has_its_own(
         f"model.name={tmp_path}/weights",
         f"artifacts=file://{tmp_path}/kept",
     ]
-    record = resolve("stage3b", "ci", sets=sets).record({"base": "base"})
+    record = resolve("stage3b", str(tmp_path / "mine.yaml"), sets=sets).record({"base": "base"})
     with RunDir.create(tmp_path / "runs", "stage3b", NOW) as run:
         run.write_job(record)
         with uploading(run) as uploads:
             if complete:
                 run.final.mkdir()
                 (run.final / "config.json").write_text(json.dumps({"_name_or_path": f"{tmp_path}/weights"}))
+                (run.final / "adapter").mkdir()
+                (run.final / "adapter/adapter_config.json").write_text(json.dumps({"base": f"{tmp_path}/weights"}))
                 (run.path / "log.txt").write_bytes(f"read {tmp_path}/rows.jsonl\n".encode() + b"\xff")
                 run.write_json("metrics.json", {"train": {"data": {"source": f"{tmp_path}/rows.jsonl"}}})
                 run.complete({"started": "a", "finished": "b", "seconds": 1, "headline": {}})
@@ -308,7 +316,8 @@ def test_no_path_of_this_machine_is_in_the_store_and_a_fetched_run_has_its_own(
                 until(lambda: uploads.uploaded == 1)
                 run.fail(1, f"{tmp_path}/rows.jsonl: is gone")
                 uploads._result = uploads._remains  # type: ignore[method-assign]  # as of a run that fails
-    assert [name for name, content in faults.files.items() if str(tmp_path).encode() in content] == []
+    words = str(tmp_path).encode(), b"Jos"
+    assert [name for name, content in faults.files.items() if any(word in content for word in words)] == []
     assert any(b"rows.jsonl" in content for content in faults.files.values())
     fetched = fetch_run(store(), tmp_path / "elsewhere", "stage3b", record)
     assert fetched is not None and fetched.read_job() == run.read_job() == strict_yaml.parse(
@@ -316,6 +325,14 @@ def test_no_path_of_this_machine_is_in_the_store_and_a_fetched_run_has_its_own(
     )
     assert (fetched.path / "stage.yaml").read_text() == (run.path / "stage.yaml").read_text()
     assert not complete or fetched.verify() == []
+
+
+def test_a_model_below_the_home_directory_of_nobody_here_is_a_place_as_any_other() -> None:
+    """As of a run of another machine that is published from this one."""
+    job = {"profile": {"model": {"source": "path", "name": "~nobody-of-this-name/weights"}}}
+    assert without_paths(job, {"stage.yaml": strict_yaml.dump(job).encode(), "log.txt": b"of ~nobody-of-this-name/weights"}) == {
+        "stage.yaml": strict_yaml.dump({"profile": {"model": {"source": "path", "name": "weights"}}}).encode(),
+        "log.txt": b"of weights"}  # fmt: skip
 
 
 def test_a_store_that_differs_from_its_manifest_leaves_no_run(

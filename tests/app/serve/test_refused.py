@@ -256,6 +256,39 @@ def test_a_key_is_asked_for_and_never_logged(loaded: Loaded, caplog: pytest.LogC
     assert "geheim" not in "\n".join(logged) and "secret prompt" not in "\n".join(logged)
 
 
+def test_the_bound_counts_requests_and_neither_the_servers_lifespan_nor_those_that_ended() -> None:
+    """Also where the client left, and where the product failed."""
+    reached: list[str] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["path"])
+        if scope["path"] == "fails":
+            raise ZeroDivisionError
+        await asyncio.Event().wait()
+
+    async def scene() -> None:
+        bounded = server._Bounded(inner, most=1)
+
+        async def ask(path: str, kind: str = "http") -> asyncio.Task[None]:
+            task = asyncio.ensure_future(bounded({"type": kind, "path": path}, None, send))  # type: ignore[arg-type]
+            await asyncio.sleep(0)
+            return task
+
+        async def send(message: Any) -> None:
+            reached.append(message.get("status", "body"))
+
+        tasks = [await ask("start", "lifespan"), await ask("fails"), gone := await ask("leaves")]
+        gone.cancel()
+        await asyncio.wait([gone])
+        tasks += [await ask("waits"), await ask("one more")]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(scene())
+    assert reached == ["start", "fails", "leaves", "waits", 503, "body"]
+
+
 def flood(url: str, key: str, number: int) -> None:
     """So many requests whose bodies do not come: one more is refused as any other is, and answered once they are gone."""
     host, port = url.removeprefix("http://").removesuffix("/v1").split(":")

@@ -111,6 +111,15 @@ def test_nothing_is_sent_without_a_key_and_a_key_may_come_as_a_file(tmp_path: Pa
     assert online["WANDB_API_KEY"] == SECRET and "WANDB_MODE" not in online
 
 
+def test_the_file_of_a_key_may_be_below_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "key").write_text(SECRET + "\n")
+    environ = {"WANDB_API_KEY_FILE": "~/key"}
+    with tracked(tmp_path, {"wandb": Kept()}, environ):
+        pass
+    assert environ["WANDB_API_KEY"] == SECRET
+
+
 def test_a_run_names_itself_its_commit_and_the_runs_that_it_starts_from_and_sends_its_estimate(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
