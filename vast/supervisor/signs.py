@@ -28,8 +28,12 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if machine is not None and "dearer" in new and machine.seen_at == obs.t:
         # Of rows that differ the cheapest is what all of them agree on: one odd row must not use up the budget.
         least = min(machine.row_price, machine.least_row) if "dearer" in old else machine.row_price
-        price = max(machine.price, least) if confirmed(state, "dearer") else machine.price
-        state = changed(state, machine=changed(machine, least_row=least, price=price))
+        machine = changed(machine, least_row=least)
+        if confirmed(state, "dearer"):  # a row that is dearer still begins anew: it may be the price from now on
+            machine = changed(machine, price=max(machine.price, least), least_row=machine.row_price)
+            again = (("dearer", 1, obs.t),) if machine.row_price > machine.price else ()
+            state = changed(state, signs=(*(one for one in state.signs if one[0] != "dearer"), *again))
+        state = changed(state, machine=machine)
     return state
 
 
