@@ -24,7 +24,7 @@ from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
 LEAST = RESERVE // 2  # with less, a transfer ends: a host may send more than it has listed, and others write here too
-SHOWN = 3  # problems named in a message
+SHOWN = 3  # problems, and links, named in a message
 LACKING = "it did not come"
 
 Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how many bytes are to come
@@ -48,6 +48,10 @@ def _no_room(copy: LocalCopy, listing: Listing, message: str) -> Pulled:
     """Free the room of staging: the supervisor's own journal lives on this disk."""
     copy.clear_staging()
     return Pulled(False, listing.run, copy.newest(), local_disk_full=True, message=message)
+
+
+def _first(words: list[str]) -> list[str]:
+    return [*words[:SHOWN], *([f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else [])]
 
 
 class _Pull:
@@ -82,11 +86,9 @@ class _Pull:
         if not self.problems:
             copy.clear_staging()
             copy.prune()
-        shown = [f"{path}: {why}" for path, why in self.problems.items()]
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        left_out = [f"left out, since it is a link there: {', '.join(self.links)}"] if self.links else []
+        left_out = [f"left out, since it is a link there: {', '.join(_first(self.links))}"] if self.links else []
         ended = [reply.reason] if self.problems and not reply.good else []
-        message = "; ".join([*shown[:SHOWN], *more, *left_out, *ended])
+        message = "; ".join([*_first([f"{path}: {why}" for path, why in self.problems.items()]), *left_out, *ended])
         return Pulled(not self.problems, listing.run, copy.newest(), complete, came, message=message)
 
     # ---- staging
