@@ -59,7 +59,7 @@ class _Pull:
         self.copy, self.listing, self.fetch = copy, listing, fetch
         self._last = (f"{listing.run}/{MANIFEST}", f"{listing.run}/{SUMMARY}")
         self.problems: dict[str, str] = {}  # by path
-        self.links: list[str] = []  # paths that are links on the host, outside of checkpoints
+        self.links: dict[str, None] = {}  # paths that are links on the host, outside of checkpoints, in their order
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
@@ -86,7 +86,7 @@ class _Pull:
         if not self.problems:
             copy.clear_staging()
             copy.prune()
-        left_out = [f"left out, since it is a link there: {', '.join(_first(self.links))}"] if self.links else []
+        left_out = [f"left out, since it is a link there: {', '.join(_first([*self.links]))}"] if self.links else []
         ended = [reply.reason] if self.problems and not reply.good else []
         message = "; ".join([*_first([f"{path}: {why}" for path, why in self.problems.items()]), *left_out, *ended])
         return Pulled(not self.problems, listing.run, copy.newest(), complete, came, message=message)
@@ -123,7 +123,7 @@ class _Pull:
         why = self._fault(one)
         kept = (*self._last, f"{self.listing.run}/checkpoints/")  # are whole or not there
         if why == LACKING and one.source in reply.links and not one.path.startswith(kept):
-            self.links.append(one.path)
+            self.links[one.path] = None
             return False
         if why is None:  # without a hash only the transfer's exit code shows that it is whole
             return one.sha256 is not None or reply.good
@@ -187,7 +187,7 @@ class _Pull:
         """For the receipt: what came, and what was here and has been compared with the listing."""
         found, came = {}, {one.path for one in good}
         for one in self.listing.files:
-            if one.sha256 is not None and one.path not in (*self.problems, *self.links):
+            if one.sha256 is not None and not (one.path in self.problems or one.path in self.links):
                 at = self._staged(one) if one.path in came else self.copy.runs_dir / one.path
                 found[one.path] = Known(one.size, one.sha256, at.lstat().st_mtime_ns)
         return found
