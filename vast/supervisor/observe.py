@@ -206,7 +206,8 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         armed=armed,
         job=job,
         judged=0 if absent else machine.judged,
-        pushed=machine.pushed and not (rebooted and absent),  # the container may be made anew, and its disk is empty then
+        pushed=machine.pushed
+        and not (rebooted and absent),  # the container may be made anew, and its disk is empty then
         gpu_fault=host.gpu_fault,
         stalled=_stalled(machine, host, policy),
         moved_at=t if _moved(machine, host) else machine.moved_at,

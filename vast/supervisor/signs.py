@@ -31,8 +31,10 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
         machine = changed(machine, least_row=least)
         if confirmed(state, "dearer"):  # a row that is dearer still begins anew: it may be the price from now on
             machine = changed(machine, price=max(machine.price, least), least_row=machine.row_price)
-            again = (("dearer", 1, obs.t),) if machine.row_price > machine.price else ()
-            state = changed(state, signs=(*(one for one in state.signs if one[0] != "dearer"), *again))
+            del new["dearer"]
+            if machine.row_price > machine.price:
+                new["dearer"] = (1, obs.t)
+            state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
         state = changed(state, machine=machine)
     return state
 
