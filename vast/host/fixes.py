@@ -42,9 +42,11 @@ class Start:
         reason: of the last attempt's end on this machine, None if there was none.
         lines: the fixes so far.
         failure: the words of the last failure, for the name of a missing tool; none if nothing installs it.
-        halved_before: how often another machine had halved the batch of the run that is continued.
+        halved_before: how often another machine, which may say anything, had halved the batch of the run that is continued.
         """
-        new = [f"cuda-oom: memory halved, {INHERITED}"] * max(0, halved_before - used("cuda-oom", lines))
+        new = [f"cuda-oom: memory halved, {INHERITED}"] * (
+            min(halved_before, LIMITS["cuda-oom"]) - used("cuda-oom", lines)
+        )
         allowed = reason is not None and used(reason, [*lines, *new]) < LIMITS.get(reason, 0)
         tool = missing_tool(failure) if reason == "missing-tool" else None
         done = {

@@ -84,8 +84,8 @@ class Folder:
 
     def _request(self) -> RunRequest:
         fields: dict[str, Any] = read_json(self.path / "request.json")
-        lists = {key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}
         try:
+            lists = {key: tuple(fields.get(key, ())) for key in ("init_runs", "complete")}
             return RunRequest(**{**fields, **lists})
         except TypeError:
             raise RunStateError(self.path / "request.json", "has other keys than this version knows") from None

@@ -24,7 +24,7 @@ from vast.shell.transport import Reply
 
 RESERVE = 256 * 2**20  # bytes that stay free here: a full disk would stop the journal, and with it the supervisor
 LEAST = RESERVE // 2  # with less, a transfer ends: a host may send more than it has listed, and others write here too
-SHOWN = 3  # problems named in a message
+SHOWN = 3  # problems, and links, named in a message
 LACKING = "it did not come"
 
 Fetch = Callable[[Sequence[str], int], Reply]  # the paths on the host, and how many bytes are to come
@@ -50,12 +50,16 @@ def _no_room(copy: LocalCopy, listing: Listing, message: str) -> Pulled:
     return Pulled(False, listing.run, copy.newest(), local_disk_full=True, message=message)
 
 
+def _first(words: list[str]) -> list[str]:
+    return [*words[:SHOWN], *([f"and {len(words) - SHOWN} more"] if len(words) > SHOWN else [])]
+
+
 class _Pull:
     def __init__(self, copy: LocalCopy, listing: Listing, fetch: Fetch) -> None:
         self.copy, self.listing, self.fetch = copy, listing, fetch
         self._last = (f"{listing.run}/{MANIFEST}", f"{listing.run}/{SUMMARY}")
         self.problems: dict[str, str] = {}  # by path
-        self.links: list[str] = []  # paths that are links on the host, outside of checkpoints
+        self.links: dict[str, None] = {}  # paths that are links on the host, outside of checkpoints, in their order
 
     def run(self) -> Pulled:
         copy, listing = self.copy, self.listing
@@ -82,11 +86,9 @@ class _Pull:
         if not self.problems:
             copy.clear_staging()
             copy.prune()
-        shown = [f"{path}: {why}" for path, why in self.problems.items()]
-        more = [f"and {len(shown) - SHOWN} more"] if len(shown) > SHOWN else []
-        left_out = [f"left out, since it is a link there: {', '.join(self.links)}"] if self.links else []
+        left_out = [f"left out, since it is a link there: {', '.join(_first([*self.links]))}"] if self.links else []
         ended = [reply.reason] if self.problems and not reply.good else []
-        message = "; ".join([*shown[:SHOWN], *more, *left_out, *ended])
+        message = "; ".join([*_first([f"{path}: {why}" for path, why in self.problems.items()]), *left_out, *ended])
         return Pulled(not self.problems, listing.run, copy.newest(), complete, came, message=message)
 
     # ---- staging
@@ -121,7 +123,7 @@ class _Pull:
         why = self._fault(one)
         kept = (*self._last, f"{self.listing.run}/checkpoints/")  # are whole or not there
         if why == LACKING and one.source in reply.links and not one.path.startswith(kept):
-            self.links.append(one.path)
+            self.links[one.path] = None
             return False
         if why is None:  # without a hash only the transfer's exit code shows that it is whole
             return one.sha256 is not None or reply.good
@@ -185,7 +187,7 @@ class _Pull:
         """For the receipt: what came, and what was here and has been compared with the listing."""
         found, came = {}, {one.path for one in good}
         for one in self.listing.files:
-            if one.sha256 is not None and one.path not in (*self.problems, *self.links):
+            if one.sha256 is not None and not (one.path in self.problems or one.path in self.links):
                 at = self._staged(one) if one.path in came else self.copy.runs_dir / one.path
                 found[one.path] = Known(one.size, one.sha256, at.lstat().st_mtime_ns)
         return found

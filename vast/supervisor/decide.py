@@ -13,10 +13,21 @@ from collections.abc import Callable
 from vast.policy import Policy
 from vast.ports import BurnIn, hourly
 from vast.supervisor import reasons
-from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, time_in_doubt, verdict
+from vast.supervisor.machine_rules import forced, in_touch, key_lost, machine_trouble, relabel, verdict
 from vast.supervisor.schedule import LEAD, UNFINISHED, ends_soon, wake_at
 from vast.supervisor.signs import too_dear
-from vast.supervisor.state import Action, Do, Observation, Phase, RunState, burn, changed, kept_for_the_end, spent
+from vast.supervisor.state import (
+    Action,
+    Do,
+    Observation,
+    Phase,
+    RunState,
+    burn,
+    certain,
+    changed,
+    kept_for_the_end,
+    spent,
+)
 
 # Why collecting ends without a verified pull, although money and time are left.
 FETCH_DEADLINE = "the deadline for fetching is over"
@@ -120,7 +131,7 @@ def _too_slow(t: float, state: RunState, found: BurnIn, policy: Policy) -> bool:
     """
     if found.slowdown <= 1.0 or state.home is not None or state.attempt >= policy.attempts:
         return False
-    hours = state.work_hours * found.slowdown + policy.caps.reserve_minutes / 60
+    t, hours = certain(state, t), state.work_hours * found.slowdown + policy.caps.reserve_minutes / 60
     return t + 3600 * hours > state.cap_seconds or spent(state, t) + burn(state) * hours > state.cap_dollars
 
 
@@ -218,8 +229,7 @@ def transfer_proceeds(t: float, asked: bool, state: RunState, policy: Policy, pu
 
 
 def _cap(t: float, state: RunState) -> str | None:
-    if time_in_doubt(state):
-        return None
+    t = certain(state, t)
     if spent(state, t) + burn(state) * LEAD / 3600 >= state.cap_dollars:
         return "the budget is used up"
     return "the time is up" if t >= state.cap_seconds - LEAD else None
@@ -267,8 +277,8 @@ def _is_held(obs: Observation, state: RunState, policy: Policy) -> bool:
     if on.done if state.verdict == reasons.SUCCESS else on.fail:
         return False
     reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
-    in_time = obs.t < state.cap_seconds - reserve
-    return in_time and spent(state, obs.t) + burn(state) * reserve / 3600 < state.cap_dollars
+    t = certain(state, obs.t)
+    return t < state.cap_seconds - reserve and spent(state, t) + burn(state) * reserve / 3600 < state.cap_dollars
 
 
 def finish(obs: Observation, state: RunState, policy: Policy) -> Action | None:

@@ -168,7 +168,11 @@ class MemoryJournal(FileJournal):
         """held: this process has the lock already, by its FileJournal. Raises RunStateError if another process has it."""
         self.directory, self.token, self._held = directory, _known_token(directory), held
         if not held:
-            self._lock = (directory / LOCK).open(encoding="utf-8")
+            try:
+                self._lock = (directory / LOCK).open(encoding="utf-8")
+            except FileNotFoundError:  # nobody holds what is not there, and it cannot be made
+                self._held = True
+                return
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

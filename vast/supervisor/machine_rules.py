@@ -6,7 +6,7 @@ The rules of vast/supervisor/decide.py about money, time and machines, and the f
 from vast.policy import Policy
 from vast.supervisor import reasons
 from vast.supervisor.signs import confirmed
-from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, kept_for_the_end, spent
+from vast.supervisor.state import Action, Do, Machine, Observation, RunState, burn, certain, kept_for_the_end, spent
 
 KEY_PAUSE = 60.0  # seconds between two tries to attach the key
 
@@ -16,22 +16,15 @@ def forced(obs: Observation, state: RunState, policy: Policy) -> Action | None:
     reserve = kept_for_the_end(state, policy.caps.reserve_minutes)
     if obs.asked:
         return verdict(obs, "asked")
-    if time_in_doubt(state):
-        return None
-    if obs.t >= state.cap_seconds - reserve:
+    t = certain(state, obs.t)
+    if t >= state.cap_seconds - reserve:
         return verdict(obs, "time-cap")
-    if (rate := burn(state)) and spent(state, obs.t) + rate * reserve / 3600 >= state.cap_dollars:
+    if (rate := burn(state)) and spent(state, t) + rate * reserve / 3600 >= state.cap_dollars:
         return verdict(obs, "budget")
     for sign in ("low-credit", "contract-end"):
         if confirmed(state, sign):
             return verdict(obs, sign)
     return None
-
-
-def time_in_doubt(state: RunState) -> bool:
-    """Whether the time since a reboot is that of our wall clock, which may be days ahead, and the market has not answered
-    yet, whose clock decides. No cap is judged by it: meanwhile the machine's own switch keeps them."""
-    return state.before_reboot is not None and state.refused_since is not None
 
 
 def machine_trouble(obs: Observation, state: RunState, policy: Policy) -> Action | None:

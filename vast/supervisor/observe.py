@@ -194,6 +194,7 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
     rebooted = host.boot != machine.boot
     job = host.job if host.job is not None else None if rebooted else machine.job
     armed = host.armed if host.armed is not None else machine.armed and not rebooted
+    absent = job is not None and job.phase == "absent"
     return changed(
         machine,
         failed=0,
@@ -204,7 +205,9 @@ def _host(machine: Machine, host: Host, t: float, policy: Policy) -> Machine:
         boot_at=t if rebooted else machine.boot_at,
         armed=armed,
         job=job,
-        judged=0 if job is not None and job.phase == "absent" else machine.judged,
+        judged=0 if absent else machine.judged,
+        pushed=machine.pushed
+        and not (rebooted and absent),  # the container may be made anew, and its disk is empty then
         gpu_fault=host.gpu_fault,
         stalled=_stalled(machine, host, policy),
         moved_at=t if _moved(machine, host) else machine.moved_at,

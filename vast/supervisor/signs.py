@@ -28,8 +28,14 @@ def count_signs(state: RunState, obs: Observation, policy: Policy) -> RunState:
     if machine is not None and "dearer" in new and machine.seen_at == obs.t:
         # Of rows that differ the cheapest is what all of them agree on: one odd row must not use up the budget.
         least = min(machine.row_price, machine.least_row) if "dearer" in old else machine.row_price
-        price = max(machine.price, least) if confirmed(state, "dearer") else machine.price
-        state = changed(state, machine=changed(machine, least_row=least, price=price))
+        machine = changed(machine, least_row=least)
+        if confirmed(state, "dearer"):  # a row that is dearer still begins anew: it may be the price from now on
+            machine = changed(machine, price=max(machine.price, least), least_row=machine.row_price)
+            del new["dearer"]
+            if machine.row_price > machine.price:
+                new["dearer"] = (1, obs.t)
+            state = changed(state, signs=tuple((name, *seen) for name, seen in new.items()))
+        state = changed(state, machine=machine)
     return state
 
 

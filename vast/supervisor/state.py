@@ -261,6 +261,14 @@ def spent(state: RunState, t: Seconds) -> Dollars:
     return sum(costs, state.settled + state.traffic)
 
 
+def certain(state: RunState, t: Seconds) -> Seconds:
+    """The part of `t` that has passed for certain, by which caps are judged: the time over a reboot may be that of a wall clock
+    that is days ahead, until the market has answered, whose clock decides. Where it never does, a run still ends at its caps."""
+    if state.before_reboot is None or state.refused_since is None:
+        return t
+    return min(t, state.before_reboot + t - state.jumped_at)
+
+
 def burn(state: RunState) -> Dollars:
     """Dollars per hour right now."""
     return sum((part.price for part in _billing(state)), 0.0)

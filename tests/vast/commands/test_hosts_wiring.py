@@ -99,3 +99,15 @@ def test_an_address_of_the_market_that_is_none_is_one_line_for_commands_that_onl
     context = ShellContext(folder, folder.request(), {}, world.clock, environ, lambda: None)
     with pytest.raises(UserError, match="^VAST_URL: .*; such as https://console.vast.ai$"):
         over_ssh(context)
+
+
+@pytest.mark.parametrize(("asked", "stage"), [("stage1", "stage1"), ("campaign mine", None), ("unknown", None)])
+def test_a_host_is_held_to_the_stage_that_was_asked_for(
+    wiring: Wiring, tmp_path: Path, asked: str, stage: str | None
+) -> None:
+    """A campaign has runs of several; of a damaged request the stage is not known, and its run is ended all the same."""
+    folder = Folder(tmp_path / "runs", "stage1-20261123-101500-3f9a")
+    folder.make(RunRequest(asked, "ci", "image"), policies.text(policies.load()))
+    shell = wiring.shell(ShellContext(folder, folder.request(), {}, wiring.clock, wiring.environ, lambda: None))
+    assert isinstance(shell, HostShell) and shell.copy.stage == stage
+    shell.close()

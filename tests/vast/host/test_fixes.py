@@ -72,6 +72,13 @@ def test_what_another_machine_had_halved_is_taken_over_once() -> None:
     assert Start("cuda-oom", list(start.new)).halvings == 3
 
 
+@pytest.mark.parametrize(("said", "halvings"), [(-1, 0), (0, 0), (3, 3), (4, 3), (10**6, 3)])
+def test_what_another_machine_says_of_its_halvings_is_bounded(said: int, halvings: int) -> None:
+    """environment.json came from it: a number without bound filled the memory of each machine after it."""
+    start = Start(None, [], halved_before=said)
+    assert start.halvings == len(start.new) == halvings
+
+
 @pytest.mark.parametrize(
     ("log", "tool"), [(failures.NO_GCC.log, "C compiler"), (failures.NO_GIT.log, "git"),
                       ("FileNotFoundError: [Errno 2] No such file or directory: 'gcc'", "gcc"),

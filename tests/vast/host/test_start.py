@@ -171,6 +171,15 @@ def test_the_newest_checkpoint_stays_although_it_is_at_home_and_other_runs_are_n
     assert before - checkpoints() == set(gone_now)
 
 
+def test_what_a_link_among_the_stages_leads_to_is_not_pruned(tmp_path: Path) -> None:
+    elsewhere = make_run(tmp_path / "elsewhere")
+    kept = [make_checkpoint(elsewhere, step) for step in (100, 200)]
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "stage3b").symlink_to(elsewhere.parent)
+    prune(tmp_path / "root", "stage3b/20261123-101500/checkpoints/checkpoint-200")
+    assert all(path.exists() for path in kept)
+
+
 def test_without_a_full_disk_nothing_is_pruned(machine: Rented) -> None:
     machine.arm()
     kept = make_checkpoint(make_run(machine.root), 100)

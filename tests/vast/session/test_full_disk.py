@@ -108,11 +108,12 @@ def test_down_destroys_the_machine_on_a_full_disk_as_attach_suggests(
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
 @pytest.mark.parametrize("name", ["request.json", "policy.yaml", "nonce"])
+@pytest.mark.parametrize("damaged", [b"\xff\x00{", b'{"init_runs": 5}', b""])
 def test_down_destroys_the_machine_of_a_damaged_run_where_nothing_can_be_written(
-    world: World, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+    world: World, monkeypatch: pytest.MonkeyPatch, name: str, number: int, damaged: bytes
 ) -> None:
     folder = world.left_running()
-    (folder.path / name).write_bytes(b"\xff\x00{")
+    (folder.path / name).write_bytes(damaged)
     disk = Disk(monkeypatch, number)
     disk.full = True
     done = world.vast("down", folder.run_id)

@@ -77,6 +77,19 @@ def test_a_complete_run_comes_without_the_link_that_the_manifest_of_an_older_ima
     assert json.loads((ours.run / "manifest.json").read_text()) == manifest
 
 
+def test_a_host_of_links_fills_no_message(host: DirectoryHost, ours: Ours) -> None:
+    host.train(100)
+    host.end()
+    manifest = json.loads((host.run / "manifest.json").read_text())
+    for number in range(9):
+        (host.run / f"link{number}").symlink_to(host.root)
+        manifest["files"][f"link{number}"] = {"size": 16, "sha256": "0" * 64}
+    (host.run / "manifest.json").write_text(json.dumps(manifest))
+    named = ", ".join(f"{RUN}/link{number}" for number in range(3))
+    pulled = ours.pull(everything=True)
+    assert pulled.complete and pulled.message == f"left out, since it is a link there: {named}, and 6 more"
+
+
 def test_what_makes_a_run_or_a_checkpoint_whole_is_never_left_out_as_a_link(host: DirectoryHost, ours: Ours) -> None:
     weights = host.save(100) / "model.safetensors"
     host.train(100)

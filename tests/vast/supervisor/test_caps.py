@@ -10,6 +10,7 @@ from tests.vast.fakes.states import (
     START,
     after,
     collecting,
+    fresh,
     instance,
     policy_with,
     provisioning,
@@ -17,7 +18,7 @@ from tests.vast.fakes.states import (
     twice,
 )
 from vast.policy import Policy
-from vast.ports import Account
+from vast.ports import Account, BurnIn
 from vast.supervisor.decide import decide
 from vast.supervisor.schedule import LEAD, alerts, ends_soon
 from vast.supervisor.state import Action, Do, Observation, Phase, RunState
@@ -57,13 +58,34 @@ def test_a_machine_is_destroyed_a_minute_before_a_cap_whatever_it_holds() -> Non
 
 def test_no_cap_is_judged_by_a_time_over_a_reboot_that_the_market_has_not_confirmed() -> None:
     """Seed 61181: our wall clock was 45 hours ahead after a reboot, and the network down."""
-    for state in (running(), collecting(waits_from=9e9)):
-        for doubtful in (replace(state, before_reboot=900.0), replace(state, before_reboot=900.0, settled=19.9)):
-            assert decided(replace(doubtful, refused_since=1000.0), 9e5).do is Do.WAIT
-            assert decided(doubtful, 9e5).do is not Do.WAIT  # the account answers
-        assert decided(replace(state, refused_since=1000.0), 9e5).do is not Do.WAIT  # our machine has not rebooted
-    asked = replace(running(), before_reboot=900.0, refused_since=1000.0)
+    kept = replace(running(), phase=Phase.COLLECTING, verdict="nan", over=True, fetched=True)
+    for state, policy in ((running(), POLICY), (collecting(waits_from=9e9), POLICY), (kept, HELD)):
+        for settled in (0.0, 18.0):
+            doubtful = replace(state, before_reboot=900.0, jumped_at=9e5, settled=settled)
+            assert decided(replace(doubtful, refused_since=9e5), 9e5 + 100, policy).do is Do.WAIT
+            assert decided(doubtful, 9e5 + 100, policy).do is not Do.WAIT  # the account answers
+        assert decided(replace(state, refused_since=9e5), 9e5, policy).do is not Do.WAIT  # our machine has not rebooted
+    asked = replace(running(), before_reboot=900.0, jumped_at=9e5, refused_since=9e5)
     assert decided(asked, 9e5, asked=True).why == "asked"
+    slow = replace(
+        fresh(burn_in=BurnIn(True, slowdown=1.5), since=0.0, armed=True),
+        work_hours=1.0,
+        before_reboot=900.0,
+        jumped_at=9e5,
+    )
+    assert decided(slow, 9e5).why == "time-cap" and decided(replace(slow, refused_since=9e5), 9e5).do is Do.WAIT
+
+
+def test_a_market_that_never_answers_after_a_reboot_lets_no_run_go_on_for_ever() -> None:
+    """What has passed since is counted for certain: before it, only a machine whose switch still watched had an end."""
+    for state, lead in ((running(), RESERVE), (collecting(waits_from=9e9), LEAD)):
+        doubtful = replace(state, before_reboot=900.0, jumped_at=9e5, refused_since=9e5)
+        left = 36000 - lead - 900.0
+        assert decided(doubtful, 9e5 + left - 1).do is Do.WAIT
+        assert decided(doubtful, 9e5 + left).do is not Do.WAIT
+        dear = replace(doubtful, settled=15.0)
+        left = 5 * 3600 - lead - 900.0
+        assert decided(dear, 9e5 + left - 1).do is Do.WAIT and decided(dear, 9e5 + left).do is not Do.WAIT
 
 
 def test_a_machine_that_is_kept_for_a_person_goes_when_the_reserve_begins() -> None:

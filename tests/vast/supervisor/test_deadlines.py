@@ -106,6 +106,20 @@ def test_a_container_that_was_made_anew_gets_what_is_at_home_before_the_job_star
     assert decide(obs, state, POLICY).why == "lost"  # after as many tries as a start has
 
 
+def test_a_container_that_is_made_anew_after_the_push_or_while_a_restart_is_due_gets_the_checkpoint_again() -> None:
+    """No verdict names it then: the job began at step 0 on the empty disk."""
+    anew = replace(host(job("absent")), boot="b2")
+    pushed = replace(fresh(pushed=True, boot="b1", armed=True, ran_at=100.0), home="checkpoint-5")
+    due = replace(running(pushed=True), home="checkpoint-5", restart="cuda-oom")
+    for before in (pushed, due):
+        state, obs = look(before, 200.0, host=anew)
+        assert decide(obs, state, POLICY).do is Do.PUSH
+        state, obs = look(then(state, Do.PUSH, 200.0, True), 260.0, host=anew)
+        assert decide(obs, state, POLICY).do is Do.START  # once for each boot
+        state, obs = look(before, 200.0, host=replace(anew, boot="b1"))
+        assert decide(obs, state, POLICY).do is Do.START
+
+
 def test_a_machine_that_ran_and_loads_again_is_away_and_asked_at_its_last_address() -> None:
     row = replace(instance(status=Status.LOADING), addresses=())
     state, _ = look(running(), 1000.0, instances=(row,), host=UNREACHABLE)

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.errors import RunStateError
 from tests.vast.fakes.states import PLAN, running
-from vast.supervisor.journal import TOKEN, FileJournal, MemoryJournal, Stamp, Superseded
+from vast.supervisor.journal import LOCK, TOKEN, FileJournal, MemoryJournal, Stamp, Superseded
 from vast.supervisor.state import Action, Do
 
 STAMP = Stamp(0.0, 1.0, 1.0, "boot")
@@ -29,6 +29,15 @@ def test_no_other_supervisor_has_the_run_until_it_is_closed(journal: MemoryJourn
         FileJournal(journal.directory)
     journal.close()
     FileJournal(journal.directory).close()
+
+
+def test_a_lock_that_is_gone_where_nothing_can_be_made_keeps_no_machine_alive(journal: MemoryJournal) -> None:
+    journal.close()
+    (journal.directory / LOCK).unlink()
+    again = MemoryJournal(journal.directory)
+    again.check()
+    again.close()
+    assert not (journal.directory / LOCK).exists()
 
 
 def test_it_stops_when_another_supervisor_took_over_and_not_when_the_token_cannot_be_read(

@@ -196,6 +196,16 @@ def test_of_dearer_rows_that_differ_the_cheapest_counts(rows: tuple[float, ...])
     assert state.machine is not None and state.machine.price == 2.5
 
 
+def test_a_price_that_goes_on_rising_is_followed() -> None:
+    """The first dearer row was the least for ever: at ten times the price the run went on as if nothing had changed."""
+    state, after = running(), POLICY.confirm_after
+    polls = ((0.0, 1.1, 1.0), (20.0, 10.0, 1.0), (after, 10.0, 1.1), (after + 20, 10.0, 1.1), (2 * after, 10.0, 10.0))
+    for t, row, price in (*polls, (2 * after + 20, 10.0, 10.0)):
+        state, _ = look(state, 1000.0 + t, instances=(replace(instance(), dollars_per_hour=row),))
+        assert state.machine is not None and state.machine.price == price
+    assert state.signs == ()
+
+
 @pytest.mark.parametrize(("row", "price"), [(2.0, 2.0), (1.0, 1.5), (0.0, 1.5)])
 def test_an_adopted_machine_costs_the_dearer_of_offer_and_row_since_the_create(row: float, price: float) -> None:
     found = replace(instance(), dollars_per_hour=row)
