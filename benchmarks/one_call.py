@@ -1,7 +1,7 @@
 """What is open on a GPU, measured in one call that stops itself: python -m benchmarks.one_call [--seconds 460] [--peers]
 
-    experiment   stage1 to nonprefill of a profile in one process, at its own settings, and its report: wall seconds; of each
-                 evaluation items/s and the share that score.exact scored again (bidirectional beside prefix); tokens/s
+    experiment   stage1 to nonprefill of a profile in one process, at its own settings, and its report: wall seconds, of each
+                 stage by phase; of each evaluation items/s and the share that score.exact scored again; tokens/s
     ways         steps of benchmarks.train: the 3B shape with the optimiser's kernel; an adapter as CUDA graphs and kernel by
                  kernel; KL to the frozen start
     peers        with --peers: Trainer, TRL's SFTTrainer with packing where it is installed, lm-evaluation-harness's HFLM
@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from benchmarks import written
-from benchmarks.stages import DEFAULT_STAGES, ROOT
+from benchmarks.stages import DEFAULT_STAGES, POLL, ROOT, phases
 from benchmarks.train import child
 from jobs.columns import Column, table_lines
 
@@ -53,31 +53,77 @@ PEERS = [("Trainer, 135M", "padded", "--shape smollm2-135m"), ("SFTTrainer, 135M
 HFLM = "-m benchmarks.score --limit 200 --seconds 10 --dtypes bfloat16 --baselines"
 
 
-def ended(command: Sequence[str], limit: float, output: Path) -> int | None:
-    """Exit code of `command`; None if it and its children were stopped at `limit` seconds. What it printed is in `output`."""
+def ended(command: Sequence[str], limit: float, output: Path, look: Callable[[], None] | None = None) -> int | None:
+    """Exit code of `command`; None if it and its children were stopped at `limit` seconds. What it printed is in `output`.
+
+    look: called every POLL seconds meanwhile.
+    """
+    until = time.monotonic() + limit
     with output.open("w") as file, subprocess.Popen(
         command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:  # fmt: skip
+        while process.poll() is None:
+            if time.monotonic() > until:
+                os.killpg(process.pid, signal.SIGKILL)
+                return None
+            if look is not None:
+                look()
+            time.sleep(POLL)
+        return process.returncode
+
+
+class Watch:
+    """Seconds of each stage by phase, from the heartbeats below a directory of runs, as `stages` run there one by one.
+
+    What comes before the first stage's first beat is `start`, and what comes after a stage's last phase counts to that phase:
+    the hashing of its files, and the next stage's plan.
+    """
+
+    def __init__(self, runs: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.runs, self.clock, self.started = runs, clock, clock()
+        self.beats: list[tuple[float, str, str]] = []
+
+    def look(self) -> None:
+        found = sorted((path.stat().st_mtime_ns, path) for path in self.runs.glob("*/*/heartbeat.json"))
+        if not found:
+            return
+        path = found[-1][1]
         try:
-            return process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            return None
+            phase = str(json.loads(path.read_text(encoding="utf-8"))["phase"])
+        except (OSError, ValueError, KeyError):  # about to be replaced
+            return
+        if not self.beats or self.beats[-1][1:] != (path.parts[-3], phase):
+            self.beats.append((self.clock(), path.parts[-3], phase))
+
+    def rows(self) -> Iterator[Row]:
+        begun, ended = self.started, self.clock()
+        stages = list(dict.fromkeys(stage for _, stage, _ in self.beats))
+        begins = {stage: next(at for at, own, _ in self.beats if own == stage) for stage in stages}
+        for stage, after in zip(stages, [*stages[1:], None], strict=True):
+            until = begins[after] if after else ended
+            own = phases([(at, phase) for at, of, phase in self.beats if of == stage], begun, until)
+            yield {"what": stage, "seconds": until - begun,
+                   "note": ", ".join(f"{name} {seconds:.1f}" for name, seconds in own.items() if seconds >= 0.05)}  # fmt: skip
+            begun = until
 
 
 def experiment(options: Sequence[str], limit: float, directory: Path) -> Iterator[Row]:
     """Wall seconds of all stages and the report, then a row for each training and each evaluation that was completed."""
     stages, runs = DEFAULT_STAGES.split(","), ["--runs-dir", str(directory / "runs")]
-    started = time.monotonic()
-    code = ended([sys.executable, "-m", "app", "run", *stages, *options, *runs], limit, directory / "run.txt")
-    seconds = time.monotonic() - started
+    watch = Watch(directory / "runs")
+    code = ended(
+        [sys.executable, "-m", "app", "run", *stages, *options, *runs], limit, directory / "run.txt", watch.look
+    )
+    seconds, by_stage = watch.clock() - watch.started, list(watch.rows())
     if code == 0:
         code = ended([sys.executable, "-m", "app", "report", *runs], 120, directory / "report.txt")
-        yield {"what": "whole experiment and report", "seconds": time.monotonic() - started}
+        whole = time.monotonic() - watch.started
+        yield {"what": "whole experiment and report", "seconds": whole, "note": f"report {whole - seconds:.1f}"}
     if code != 0:
         fact = f"stopped after {seconds:.0f} s" if code is None else f"exit {code}"
         last = (directory / "run.txt").read_text(errors="replace").strip().splitlines()[-1:]
         yield {"what": "whole experiment", "note": f"{fact}: {' '.join(last)[:200]}"}
+    yield from by_stage
     yield from (row for stage in stages for row in rows_of(sorted((directory / "runs" / stage).glob("*/metrics.json"))))
 
 

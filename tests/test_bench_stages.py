@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpus
-from benchmarks.one_call import ended, leak_ratio, printed, rows_of
+from benchmarks.one_call import Watch, ended, leak_ratio, printed, rows_of
 from benchmarks.stages import checkout, phases, rates, table, total
 from jobs.runs.rundir import RunDir
 
@@ -71,6 +72,28 @@ def test_a_row_for_each_training_and_evaluation_names_what_was_scored_again(tmp_
     assert leak_ratio(rows[:2]) is None
     text = printed(rows)
     assert "100 items, bfloat16; 9.0% scored again" in text and "graphs: a CPU; padding 25.0%" in text
+
+
+def test_stages_of_one_process_are_divided_by_phase_and_add_up(tmp_path: Path) -> None:
+    now = 0.0
+    watch = Watch(tmp_path, lambda: now)
+    watch.look()  # nothing there yet
+    for number, (at, stage, phase) in enumerate(
+        [(4.0, "stage1", "load"), (6.0, "stage1", "score base/causal"), (9.0, "stage2", "load"), (10.0, "stage2", "score a/prefix"),
+         (13.0, "stage2", "score b/prefix")]
+    ):  # fmt: skip
+        now, path = at, tmp_path / stage / "run" / "heartbeat.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"phase": phase}))
+        os.utime(path, (number, number))
+        watch.look()
+    now += 0.5
+    path.write_text("{")  # about to be replaced
+    watch.look()
+    now += 1.5
+    first, second = watch.rows()
+    assert first == {"what": "stage1", "seconds": 9.0, "note": "start 4.0, load 2.0, score 3.0"}
+    assert second == {"what": "stage2", "seconds": 6.0, "note": "load 1.0, score 5.0"}
 
 
 def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
