@@ -6,7 +6,7 @@ are made, once more in every full collection of a run, and twice at the end, whe
 
 import atexit
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
@@ -30,6 +30,16 @@ def settle() -> None:
         gc.freeze()
         gc.set_threshold(*_usual)
         _usual = None
+
+
+def collect(is_empty: Callable[[], bool]) -> None:
+    """Collect now, and leave out what is still there, such as what compilers keep: each later collection would walk over it.
+
+    is_empty: asked in between, whether no model is there. A part of a cycle that is left out is never freed.
+    """
+    gc.collect()
+    if is_empty():
+        gc.freeze()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The capacity check: estimates a run on the GPU at hand, refuses what cannot fit, records estimate and actual numbers."""
 
-import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ import torch
 
 from app.model.load import pick_device, pick_dtype
 from app.model.quantized import require_library
+from app.runtime import collector
 from app.training.fsdp import is_spread, require_shardable
 from app.training.optimizers import eight_bit_library
 from jobs.config.job import Job
@@ -21,6 +21,8 @@ from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
 NO_GRAPHS = "the memory is too small for CUDA graphs"
+# Bytes: with less, the GPU holds no model, whose weights are more; cuBLAS keeps 32 MB a stream.
+_NO_MODEL = 2**28
 CERTAIN = 1.1  # no estimate is wrong by 10 %: a job that needs more than 1.1 times the memory cannot fit
 
 
@@ -116,7 +118,7 @@ def free_memory(*, count_anew: bool = False) -> None:
     """Give the GPU back what an earlier run of this process, or its training, has left to the allocator: graphs have a pool that
     nothing else may use. count_anew: `peak_gb` is of what follows alone."""
     if torch.cuda.is_initialized():  # else nothing was counted, and a rank would open a context on the first GPU
-        gc.collect()
+        collector.collect(lambda: torch.cuda.memory_allocated() < _NO_MODEL)
         torch.cuda.empty_cache()
         if count_anew:
             torch.cuda.reset_peak_memory_stats()

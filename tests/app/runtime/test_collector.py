@@ -45,6 +45,27 @@ gc.collect()
     assert printed(code).split("\n") == ["later", "of the second stage", ""]
 
 
+def test_what_stays_after_a_collection_is_left_out_unless_a_model_is_there() -> None:
+    code = """
+collector.settle()
+before = gc.get_freeze_count()
+kept = [Cycle("kept")]
+Cycle("garbage")
+collector.collect(lambda: False)
+assert gc.get_freeze_count() == before
+Cycle("more garbage")
+collector.collect(lambda: True)
+assert gc.get_freeze_count() > before
+kept.clear()
+gc.collect()  # left out, so it is not found any more
+Cycle("of the next stage")
+gc.collect()
+print("end", flush=True)
+os._exit(0)
+"""
+    assert printed("import os" + code).split() == ["garbage", "more", "garbage", "of", "the", "next", "stage", "end"]
+
+
 def test_it_rests_for_a_while_and_collects_as_usual_afterwards_whatever_happens() -> None:
     code = """
 collector.settle()
