@@ -17,6 +17,7 @@ from app.data.array_cache import Arrays, joined, kept, numbers, parted
 from app.scoring.encode import ENCODERS, Boundary, Request
 from jobs.config.schema import ScoreFormat
 
+_HELD: dict[str, list[Request]] = {}  # of this process, by `key_of`: those that were asked for last
 _BOUNDARIES = get_args(Boundary)
 _SOURCES = array_cache.sources_of(__name__)
 Pairs = Sequence[tuple[str, str]]
@@ -31,11 +32,15 @@ def requests_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat, directory: Path
     Raises:
         DataError: see app/scoring/encode.py.
     """
+    return _read(key_of(tokenizer, pairs, rule), tokenizer, pairs, rule, directory)
 
+
+def _read(
+    key: str | None, tokenizer: Any, pairs: Pairs, rule: ScoreFormat, directory: Path | None = None
+) -> list[Request]:
     def make() -> list[Request]:
         return ENCODERS[rule](tokenizer, pairs)
 
-    key = key_of(tokenizer, pairs, rule)
     return kept((directory or array_cache.directory()) / f"{key}.safetensors", make, _pack, _unpack) if key else make()
 
 
@@ -47,9 +52,21 @@ def key_of(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> str | None:
 
 @contextmanager
 def requests_ahead(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> Iterator[Future[list[Request]]]:
-    """`requests_of` in a thread, while the block does other work. Tokenizers release the interpreter's lock."""
+    """`requests_of` in a thread, while the block does other work. Tokenizers release the interpreter's lock.
+
+    Models that score the same items one after the other, in this stage or the next of the process, share one list.
+    """
     with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
-        yield pool.submit(requests_of, tokenizer, pairs, rule)
+        yield pool.submit(_held, tokenizer, pairs, rule)
+
+
+def _held(tokenizer: Any, pairs: Pairs, rule: ScoreFormat) -> list[Request]:
+    key = key_of(tokenizer, pairs, rule)
+    found = _HELD.get(key or "") or _read(key, tokenizer, pairs, rule)
+    _HELD.clear()
+    if key:
+        _HELD[key] = found
+    return found
 
 
 def _pack(requests: Sequence[Request]) -> Arrays:

@@ -37,6 +37,7 @@ def encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return encoder
 
+    monkeypatch.setattr(token_cache, "_HELD", {})  # as in a new process
     monkeypatch.setattr(token_cache, "ENCODERS", {rule: counted(rule) for rule in ENCODERS})
     return made
 
@@ -158,6 +159,22 @@ def test_tokenising_ahead_gives_the_requests_or_the_error_of_the_thread() -> Non
         ahead.result()
 
 
+def test_models_that_score_the_same_items_share_one_list_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encodings: list[str]
+) -> None:
+    monkeypatch.setattr(array_cache, "cache_dir", lambda: tmp_path)
+
+    def asked(pairs: Any, start: str = "$A") -> list[Request]:
+        with requests_ahead(word_tokenizer(start), pairs, "harness") as ahead:
+            return ahead.result()
+
+    first = asked(PAIRS)
+    assert asked(PAIRS) is first and len(encodings) == 1
+    assert asked(PAIRS, "<s> $A") == ENCODERS["harness"](word_tokenizer("<s> $A"), PAIRS) != first
+    assert asked(PAIRS[:2]) == first[:2]  # one list at a time: the next one is read from the file
+    assert asked(PAIRS) == first and asked(PAIRS) is not first and len(encodings) == 3
+
+
 def test_a_stage_tokenises_during_the_self_check_and_a_second_run_finds_the_ids(
     command: Command, few_rows: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encodings: list[str]
 ) -> None:
@@ -175,6 +192,7 @@ def test_a_stage_tokenises_during_the_self_check_and_a_second_run_finds_the_ids(
     run = ("run", "stage2", "--profile", "ci", "--runs-dir", str(tmp_path / "runs"), "--force")
     for _ in range(2):
         command(*run).fine()
+        token_cache._HELD.clear()  # a new process
     assert encodings == ["harness"] and order == ["checked"] * 2  # two masks each
     first, second = sorted((tmp_path / "runs" / "stage2").glob("*/samples.jsonl"))
     assert first.read_text() == second.read_text()
