@@ -11,6 +11,7 @@ import click
 
 from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE, profile_names, resolve
+from jobs.errors import expanded
 from vast.rental import plan as plans
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -33,7 +34,9 @@ class Named(click.Path):
     """A path that is not empty: of an empty word, as of a variable that is not set, Path makes the current directory."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return super().convert(value, param, ctx) if value != "" else self.fail("it is empty; name one", param, ctx)
+        if value == "":
+            self.fail("it is empty; name one", param, ctx)
+        return super().convert(expanded(value), param, ctx)
 
 
 FILE = Named(path_type=Path, dir_okay=False)
@@ -119,7 +122,7 @@ class JobOptions:
     @property
     def profile_file(self) -> str | None:
         """The absolute path of a profile that is not one of those shipped."""
-        return None if self.profile in profile_names() else str(Path(self.profile).absolute())
+        return None if self.profile in profile_names() else str(expanded(self.profile).absolute())
 
     def command(self, root: str) -> tuple[str, ...]:
         """The job's command on a machine whose runs directory is `root`."""

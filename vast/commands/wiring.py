@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.config.load import stage_names
-from jobs.errors import ConfigError, RunStateError
+from jobs.errors import ConfigError, RunStateError, expanded
 from jobs.estimate.estimate import estimate
 from jobs.runs.atomic import io_errors_reported
 from vast.host.subprocess_run import Ended
@@ -123,9 +123,9 @@ def with_hosts(wiring: Wiring) -> Wiring:
     path = wiring.environ.get(HOSTS)
     if not path:
         return wiring
-    if not Path(path).is_file():
+    if not expanded(path).is_file():
         raise ConfigError(f"${HOSTS}={path}", "no such file", "name the list of machines, or unset it for the market")
-    hosts = load(Path(path))
+    hosts = load(expanded(path))
     key = Path(os.path.expanduser(hosts.key))  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")

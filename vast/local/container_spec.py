@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from jobs.config import strict_yaml
 from jobs.config.schema import Strict
-from jobs.errors import ConfigError, RunStateError
+from jobs.errors import ConfigError, RunStateError, expanded
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
 
 CONTAINER: Mapping[str, Any] = strict_yaml.read(Path(__file__).with_name("container.yaml"), "vast/local/container.yaml")
@@ -62,7 +62,7 @@ def decide(
     ConfigError."""
     security = " ".join(map(str, info.get("SecurityOptions") or []))
     wheels = environ.get("PREFILL_WHEELS") or None
-    if wheels is not None and not Path(wheels).is_dir():
+    if wheels is not None and not expanded(wheels).is_dir():
         raise ConfigError(f"PREFILL_WHEELS={wheels}", "no such directory", "correct or unset it")
     return ContainerSpec(
         engine=identity,
@@ -71,7 +71,7 @@ def decide(
         gpus=_gpus(asked.gpu, info, environ, has_gpu),
         cache=_cache(asked.cache),
         readable=tuple(_readable(path) for path in asked.readable),
-        wheels=None if wheels is None else _mountable(Path(wheels)),
+        wheels=None if wheels is None else _mountable(wheels),
         relabel="name=selinux" in security,
         env=tuple((name, environ[name]) for name in ENVIRONMENT["handed_on"] if environ.get(name)),
         labels=tuple(_label(text) for text in asked.labels),
@@ -93,20 +93,20 @@ def _cache(text: str) -> str:
             remedy = "name a volume, or a directory with a / in it"
             raise ConfigError(f"--cache {text}", "is no name of a volume", remedy)
         return text
-    directory = _mountable(Path(text))
-    with io_errors_reported(Path(text), "name another directory, or a volume: --cache"):
-        Path(text).mkdir(parents=True, exist_ok=True)
+    directory = _mountable(text)
+    with io_errors_reported(Path(directory), "name another directory, or a volume: --cache"):
+        Path(directory).mkdir(parents=True, exist_ok=True)
     return directory
 
 
 def _readable(text: str) -> str:
-    if not Path(text).exists():
+    if not expanded(text).exists():
         raise ConfigError(f"--mount {text}", "does not exist", "correct it")
-    return _mountable(Path(text))
+    return _mountable(text)
 
 
-def _mountable(path: Path) -> str:
-    text = str(path.resolve())
+def _mountable(path: str) -> str:
+    text = str(expanded(path).resolve())
     if ":" in text:
         raise ConfigError(text, "has a colon in it, which the engine takes for a separator", "name another path")
     return text
