@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from jobs.config import strict_yaml
 from jobs.config.schema import Strict
-from jobs.errors import ConfigError, RunStateError, expanded
+from jobs.errors import ConfigError, DataError, RunStateError, expanded
 from jobs.runs.atomic import io_errors_reported, read_json, write_text_atomically
 
 CONTAINER: Mapping[str, Any] = strict_yaml.read(Path(__file__).with_name("container.yaml"), "vast/local/container.yaml")
@@ -124,14 +124,15 @@ def write(path: Path, spec: ContainerSpec) -> None:
 
 
 def read(path: Path) -> ContainerSpec:
-    """Raises DataError if it is no JSON, RunStateError if it is not what `write` wrote."""
-    found = read_json(path)
+    """Raises RunStateError if it is not what `write` wrote, or cannot be read: without it the run's container is not found."""
     try:
-        return ContainerSpec.model_validate(found, strict=False)  # JSON has no tuples
+        return ContainerSpec.model_validate(read_json(path), strict=False)  # JSON has no tuples
+    except DataError as error:
+        fact = error.fact
     except ValidationError:
         fact = "is not what this version writes"
-        remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
-        raise RunStateError(path, fact, remedy) from None
+    remedy = f"end the run's container: docker rm --force --volumes prefill-{path.parent.name}"
+    raise RunStateError(path, fact, remedy)
 
 
 def host_config(spec: ContainerSpec, run_label: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import ConfigError, RunStateError, UserError
+from jobs.errors import ConfigError, RunStateError
 from vast.local import container_spec
 from vast.local.container_spec import Asked, ContainerSpec
 
@@ -106,8 +106,11 @@ def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert container_spec.read(tmp_path / "local.json") == made
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"engine": 1}', '{"engine": "e", "image_id": "i", "user": "root", "env": [], "labels": [], "readable": []}'])  # fmt: skip
-def test_what_cannot_be_read_back_is_an_error_with_a_remedy(tmp_path: Path, text: str) -> None:
-    (tmp_path / "local.json").write_text(text)
-    with pytest.raises(UserError, match=r"local\.json"):
-        container_spec.read(tmp_path / "local.json")
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"engine": 1}', '{"engine": "e", "image_id": "i", "user": "root", "env": [], "labels": [], "readable": []}'])  # fmt: skip
+def test_what_cannot_be_read_back_says_how_the_container_ends(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "stage1-1" / "local.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    remedy = "end the run's container: docker rm --force --volumes prefill-stage1-1"
+    with pytest.raises(RunStateError, match=rf"local\.json: .*; {remedy}$"):
+        container_spec.read(path)
