@@ -62,14 +62,15 @@ def ended(command: Sequence[str], limit: float, output: Path, look: Callable[[],
     with output.open("w") as file, subprocess.Popen(
         command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
     ) as process:  # fmt: skip
-        while process.poll() is None:
-            if time.monotonic() > until:
+        try:
+            while process.poll() is None and time.monotonic() <= until:
+                if look is not None:
+                    look()
+                time.sleep(POLL)
+            return process.poll()
+        finally:
+            if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                return None
-            if look is not None:
-                look()
-            time.sleep(POLL)
-        return process.returncode
 
 
 class Watch:
@@ -84,23 +85,20 @@ class Watch:
         self.beats: list[tuple[float, str, str]] = []
 
     def look(self) -> None:
-        found = sorted((path.stat().st_mtime_ns, path) for path in self.runs.glob("*/*/heartbeat.json"))
-        if not found:
-            return
-        path = found[-1][1]
         try:
+            path = max(self.runs.glob("*/*/heartbeat.json"), key=lambda path: path.stat().st_mtime_ns)
             phase = str(json.loads(path.read_text(encoding="utf-8"))["phase"])
-        except (OSError, ValueError, KeyError):  # about to be replaced
+        except (OSError, ValueError, KeyError):  # none there yet, or about to be replaced
             return
         if not self.beats or self.beats[-1][1:] != (path.parts[-3], phase):
             self.beats.append((self.clock(), path.parts[-3], phase))
 
     def rows(self) -> Iterator[Row]:
-        begun, ended = self.started, self.clock()
+        begun, end = self.started, self.clock()
         stages = list(dict.fromkeys(stage for _, stage, _ in self.beats))
         begins = {stage: next(at for at, own, _ in self.beats if own == stage) for stage in stages}
         for stage, after in zip(stages, [*stages[1:], None], strict=True):
-            until = begins[after] if after else ended
+            until = begins[after] if after else end
             own = phases([(at, phase) for at, of, phase in self.beats if of == stage], begun, until)
             yield {"what": stage, "seconds": until - begun,
                    "note": ", ".join(f"{name} {seconds:.1f}" for name, seconds in own.items() if seconds >= 0.05)}  # fmt: skip

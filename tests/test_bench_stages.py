@@ -79,8 +79,8 @@ def test_stages_of_one_process_are_divided_by_phase_and_add_up(tmp_path: Path) -
     watch = Watch(tmp_path, lambda: now)
     watch.look()  # nothing there yet
     for number, (at, stage, phase) in enumerate(
-        [(4.0, "stage1", "load"), (6.0, "stage1", "score base/causal"), (9.0, "stage2", "load"), (10.0, "stage2", "score a/prefix"),
-         (13.0, "stage2", "score b/prefix")]
+        [(4.0, "stage4", "load"), (6.0, "stage4", "score a/prefix"), (9.0, "nonprefill", "load"), (10.0, "nonprefill", "score a/causal"),
+         (13.0, "nonprefill", "score b/causal")]
     ):  # fmt: skip
         now, path = at, tmp_path / stage / "run" / "heartbeat.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,8 +92,8 @@ def test_stages_of_one_process_are_divided_by_phase_and_add_up(tmp_path: Path) -
     watch.look()
     now += 1.5
     first, second = watch.rows()
-    assert first == {"what": "stage1", "seconds": 9.0, "note": "start 4.0, load 2.0, score 3.0"}
-    assert second == {"what": "stage2", "seconds": 6.0, "note": "load 1.0, score 5.0"}
+    assert first == {"what": "stage4", "seconds": 9.0, "note": "start 4.0, load 2.0, score 3.0"}
+    assert second == {"what": "nonprefill", "seconds": 6.0, "note": "load 1.0, score 5.0"}
 
 
 def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -> None:
@@ -106,5 +106,15 @@ def test_a_part_that_does_not_end_is_stopped_with_its_children(tmp_path: Path) -
         time.sleep(0.01)
     else:
         pytest.fail("it is still running")
-    assert ended([sys.executable, "-c", "print(1); raise SystemExit(3)"], 60.0, tmp_path / "out") == 3
-    assert (tmp_path / "out").read_text() == "1\n"
+    looks: list[int] = []
+    command = [sys.executable, "-c", "print(1); raise SystemExit(3)"]
+    assert ended(command, 60.0, tmp_path / "out", lambda: looks.append(1)) == 3
+    assert (tmp_path / "out").read_text() == "1\n" and looks
+
+
+def test_a_part_whose_watch_fails_is_stopped_too(tmp_path: Path) -> None:
+    def look() -> None:
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        ended(["sleep", "1000"], 60.0, tmp_path / "out", look)

@@ -36,8 +36,9 @@ class _Split(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         high, low = _halves(input.reshape(-1, input.shape[-1]))
-        # In nine pieces: of eight or fewer inductor makes one kernel, which asks of each number what piece it is in and reads and
-        # computes all that any of them needs. More than that it writes each to its place: two thirds of the time (docs/log.md).
+        # In nine pieces: of up to eight inductor makes one kernel, which asks at each number what piece it is in, and computes
+        # what any of them needs. Nine or more it writes one by one to their places: two thirds of the time for a layer's last
+        # product (docs/log.md).
         pieces = [piece for part in (high, low, high) for piece in part.tensor_split(3, dim=1)]
         return _product(self, torch.cat(pieces, dim=1), input.shape)
 

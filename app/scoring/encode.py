@@ -134,17 +134,15 @@ def require_fits(loaded: Loaded, requests: Sequence[Request], names: Sequence[st
         DataError: an empty continuation, a request longer than the model's context, or a token that the model has not.
     """
     max_length = loaded.max_length
-    # All at once first: of 50,000 requests mostly none is wrong.
-    sizes = [(len(request.context), len(request.continuation)) for request in requests]
-    if min(map(min, sizes), default=1) == 0 or max(map(sum, sizes), default=0) > max_length:
-        for (context, continuation), name in zip(sizes, names, strict=True):
-            if not continuation:
-                raise DataError(name, "its continuation has no tokens of its own", "give a non-empty continuation")
-            if not context:
-                raise DataError(name, "its context has no tokens", "give a non-empty context, or use format harness")
-            if context + continuation > max_length:
-                fact = f"is {context + continuation} tokens long, and the model's context holds {max_length}"
-                raise DataError(name, fact, "shorten it, or use a model with a longer context")
+    for request, name in zip(requests, names, strict=True):
+        total = len(request.context) + len(request.continuation)
+        if not request.continuation:
+            raise DataError(name, "its continuation has no tokens of its own", "give a non-empty continuation")
+        if not request.context:
+            raise DataError(name, "its context has no tokens", "give a non-empty context, or use format harness")
+        if total > max_length:
+            raise DataError(name, f"is {total} tokens long, and the model's context holds {max_length}",
+                            "shorten it, or use a model with a longer context")  # fmt: skip
     # The context is mostly one object for all choices of an item.
     different = {id(ids): ids for request in requests for ids in (request.context, request.continuation)}
     if max(map(max, different.values()), default=0) >= loaded.token_rows:

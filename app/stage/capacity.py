@@ -21,7 +21,7 @@ from jobs.estimate.memory import GB
 
 log = logging.getLogger(__name__)
 NO_GRAPHS = "the memory is too small for CUDA graphs"
-# Bytes: with less, the GPU holds no model, whose weights are more; cuBLAS keeps 32 MB a stream.
+# Bytes. cuBLAS keeps 32 MB a stream; a model of less than this would be little to lose.
 _NO_MODEL = 2**28
 CERTAIN = 1.1  # no estimate is wrong by 10 %: a job that needs more than 1.1 times the memory cannot fit
 

@@ -305,10 +305,15 @@ def test_emulated_bf16_is_not_trained_in(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Allocator:
-    """What torch.cuda reserves, in GB; nothing of it is in use."""
+    """What torch.cuda reserves, in GB, of which `in_use` is somebody's."""
 
-    def __init__(self) -> None:
-        self.reserved = self.peak = 0.0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reserved = self.peak = self.in_use = 0.0
+        for name in ("empty_cache", "reset_peak_memory_stats", "is_available", "is_initialized", "max_memory_reserved",
+                     "memory_allocated"):  # fmt: skip
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr("gc.freeze", lambda: self.frozen.append(self.in_use))
+        self.frozen: list[float] = []  # what was in use then
 
     def reserve(self, more: float) -> None:
         self.reserved += more
@@ -323,6 +328,9 @@ class Allocator:
     def max_memory_reserved(self) -> float:
         return self.peak * 2**30
 
+    def memory_allocated(self) -> float:
+        return self.in_use * 2**30
+
     def yes(self) -> bool:
         return True
 
@@ -331,15 +339,21 @@ class Allocator:
 
 def test_the_peak_is_that_of_the_run_and_not_of_an_earlier_one_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of a campaign makes many runs, and graphs leave a pool to the allocator."""
-    gpu = Allocator()
-    for name in ("empty_cache", "reset_peak_memory_stats", "is_available", "is_initialized", "max_memory_reserved"):
-        monkeypatch.setattr(torch.cuda, name, getattr(gpu, name))
+    gpu = Allocator(monkeypatch)
     gpu.reserve(20.0)
     free_memory(count_anew=True)
     gpu.reserve(8.0)  # trains
     free_memory()
     gpu.reserve(5.0)  # scores
     assert peak_gb() == 8.0
+
+
+def test_what_stays_is_left_out_by_the_collector_only_while_no_model_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that an error still holds would never be freed."""
+    gpu = Allocator(monkeypatch)
+    for gpu.in_use in (0.06, 0.5, 6.0, 0.0):  # of which 0.06 is cuBLAS's
+        free_memory()
+    assert gpu.frozen == [0.06, 0.0]
 
 
 def test_the_report_sets_the_actual_numbers_beside_the_estimate(few_rows_here: None, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path) -> None:  # fmt: skip
