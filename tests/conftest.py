@@ -8,6 +8,7 @@ import os
 import posix
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,15 @@ def embedded() -> EmbeddedPaths:
     from tests.embedded_default import fetch
 
     return fetch()
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's home directory, beside which the test runs."""
+    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "alice").mkdir()
+    return tmp_path / "alice"
 
 
 @pytest.fixture(autouse=True)

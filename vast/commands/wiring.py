@@ -123,9 +123,10 @@ def with_hosts(wiring: Wiring) -> Wiring:
     path = wiring.environ.get(HOSTS)
     if not path:
         return wiring
-    if not expanded(path).is_file():
+    file = expanded(path)
+    if not file.is_file():
         raise ConfigError(f"${HOSTS}={path}", "no such file", "name the list of machines, or unset it for the market")
-    hosts = load(expanded(path))
+    hosts = load(file)
     key = Path(os.path.expanduser(hosts.key))  # noqa: PTH111 # Path.expanduser raises where there is no such user
     if not key.is_file():
         raise ConfigError(f"{path}: key", f"no such private key: {key}", "name the one that the machines know")

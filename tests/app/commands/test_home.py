@@ -24,14 +24,6 @@ from tests.app.fakes.command_line import Command
 SUBMITTED = ("stage3b", "--on", "slurm", "--hours", "1", "--dry-run")
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "alice").mkdir()
-    return tmp_path / "alice"
-
-
 @pytest.mark.parametrize("given", [("--runs-dir", "~/gone"), ("--runs-dir=~/gone",), ()])
 def test_a_runs_directory(
     given: tuple[str, ...], home: Path, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -16,14 +16,6 @@ from vast.local.container_spec import Asked, ContainerSpec
 from vast.rental import plan
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("HOME", str(tmp_path / "alice"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "alice").mkdir()
-    return tmp_path / "alice"
-
-
 def decided(asked: Asked, **environ: str) -> ContainerSpec:
     return container_spec.decide(asked, {}, "engine-1", "sha256:" + "1" * 64, environ, (1234, 5678), lambda: False)
 
