@@ -1,6 +1,10 @@
 """The real stages of a profile at their own settings, timed by phase, beside those of another commit.
 
     python -m benchmarks.stages [--profile embedded] [--stages stage1,stage3b] [--base COMMIT] [--limit N] [--set K=V]...
+    python -m benchmarks.stages --shape ministral-3b --stages stage5b
+
+With --shape the profile is that of ministral-3b on random weights of the shape, which lie on the disk as downloaded ones
+would, and on 51,760 random examples as long as alpaca's (benchmarks/shaped.py).
 
 Every stage is a process of its own, started as `make STAGE` starts it. A second process reads its heartbeat file and
 notes when each phase begins, so the table holds all that a user waits for: imports and start-up ("start"), loading,
@@ -154,6 +158,7 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--profile", default="embedded", help="a name in jobs/profiles, or the path of a YAML file")
+    parser.add_argument("--shape", help="random weights of one of benchmarks/trainers.py, in place of a profile")
     parser.add_argument("--stages", default=DEFAULT_STAGES, help=f"default: {DEFAULT_STAGES}")
     parser.add_argument("--base", help="a commit to compare with")
     parser.add_argument("--limit", type=int, help="items a task; default: the profile's")
@@ -164,21 +169,27 @@ def main() -> int:
     arguments = parser.parse_args()
     import torch
 
+    from benchmarks.shaped import write_profile
     from benchmarks.trainers import peak
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = peak(device)
-    options = ["--profile", arguments.profile, *(["--limit", str(arguments.limit)] if arguments.limit else [])]
+    options = [*(["--limit", str(arguments.limit)] if arguments.limit else [])]
     options += [word for pair in arguments.set for word in ("--set", pair)]
     rows: list[dict[str, Any]] = []
     with checkout(arguments.base) as base, tempfile.TemporaryDirectory(prefix="prefill-bench-") as directory:
+        profile = arguments.profile
+        if arguments.shape is not None:
+            profile = str(write_profile(Path(directory, "profile"), arguments.shape, device))
+        options += ["--profile", profile]
         for stage in arguments.stages.split(","):
             before = run_stage(base, Path(directory, "base"), stage, options) if base else None
             rows.append({**run_stage(ROOT, Path(directory, "ours"), stage, options), "base": before})
             print(table(rows[-1:], rate, device == "cuda").splitlines()[2], flush=True)
     print(table(rows, rate, device == "cuda"))
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    record = {"profile": arguments.profile, "base": arguments.base, "device": name, "peak_flops": rate, "stages": rows,
+    about = arguments.profile if arguments.shape is None else f"random {arguments.shape}"
+    record = {"profile": about, "base": arguments.base, "device": name, "peak_flops": rate, "stages": rows,
               "torch": torch.__version__}  # fmt: skip
     written(arguments.out, record)
     print(f"wrote {arguments.out}")

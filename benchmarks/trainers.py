@@ -68,9 +68,10 @@ def alpaca_like(n: int, vocabulary: int, seed: int) -> list[TokenExample]:
     return found
 
 
-def random_model(setting: Setting, attention: str, dtype: torch.dtype) -> Any:
+def random_model(setting: Setting, attention: str, dtype: torch.dtype, least_vocabulary: int = 0) -> Any:
     torch.manual_seed(setting.seed)
     shape = dict(SHAPES[setting.shape])
+    shape["vocab_size"] = max(shape["vocab_size"], least_vocabulary)
     config = AutoConfig.for_model(
         shape.pop("model_type"), **shape, tie_word_embeddings=True, max_position_embeddings=16384
     )
@@ -106,6 +107,7 @@ class _Silent:
 
     def __init__(self, done: Callable[[], None]) -> None:
         self.done, self.steps = done, 0
+        self.heartbeat = self
 
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
         if step > self.steps and phase == "train":

@@ -23,6 +23,43 @@ def test_a_copy_is_apart_from_what_it_was_made_of() -> None:
     assert snapshot.size_of(state) == 24
 
 
+def test_without_a_gpu_a_copy_is_made_when_it_is_asked_for() -> None:
+    tensor = torch.ones(3)
+    over = snapshot.copying({"w": tensor})
+    tensor.fill_(2)  # before it is asked for: a copy made at the start would not show it
+    found = over()
+    tensor.zero_()
+    assert found["w"].tolist() == [2, 2, 2]
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize(("free", "copies"), [(10**9, 4), (2.6 * 400, 2), (1.2 * 400, 0)])
+def test_memory_is_taken_ahead_for_as_many_copies_as_the_host_has_it_for(free: float, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    taken: list[int] = []
+
+    def empty_like(tensor: torch.Tensor, *, device: str, pin_memory: bool) -> None:
+        assert device == "cpu" and pin_memory
+        taken.append(tensor.numel())
+        if len(taken) == 7:
+            raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "empty_like", empty_like)
+    monkeypatch.setattr(snapshot, "free_memory", lambda: free)
+    weights = [torch.ones(size).as_subclass(OnGpu) for size in (60, 40)]
+    writer = snapshot.Writer()
+    writer.reserve(weights, 4)
+    writer.settle()  # a copy that lacks memory will say so
+    assert taken == ([60, 40] * copies)[:7] and writer._reserving is None
+    writer.reserve([torch.ones(60)], 4)  # a CPU's
+    writer.reserve([], 4)
+    assert writer._reserving is None
+
+
 @pytest.mark.parametrize(("limit", "free"), [(None, 8192), (("9000", "2000"), 7000), (("max", "2000"), 8192)])
 def test_free_memory_is_the_systems_or_less_where_a_container_is_limited(limit: tuple[str, str] | None, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8192))
