@@ -46,8 +46,8 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        # Called before each capture. Pinned memory must not be freed during one: its allocator then records an event on the
-        # capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
+        # Called before each capture. No thread may free what torch's allocator has pinned during one: it then records an event
+        # on the capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
         self.before_capture: Callable[[], None] = lambda: None
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: dict[tuple[object, ...], _Captured | None] = {}

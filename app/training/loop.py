@@ -25,6 +25,7 @@ from app.runtime.ranks import ALONE, Ranks
 from app.training import checkpoint, fsdp, snapshot
 from app.training.batch import Schedule, Steps, causal_left, prepared
 from app.training.cuda_graph import Graphs, Inputs
+from app.training.host_memory import Copying
 from app.training.recorder import Recorder
 from app.training.step import Launched, OptimizerStep
 from jobs.config.schema import Train
@@ -49,24 +50,23 @@ class TrainingLoop:
         on_checkpoint: called with a complete checkpoint, in the thread that wrote it; the ones that must stay.
         at_first: entered for the first evaluation and the first step, which may compile.
         graphs: launch steps as CUDA graphs; None: kernel by kernel.
-        writer: of the checkpoints, where it has begun to reserve memory.
     """
 
     def __init__(self, model: Any, train: Train, *, accelerator: Any, steps: Steps, schedule: Schedule,
                  eval_batches: Sequence[Sequence[TokenExample]], directory: Path, recorder: Recorder,
                  on_evaluation: Callable[[int, float], bool] = lambda step, loss: False, ranks: Ranks = ALONE, seed: int = 0,
                  at_first: Callable[[], AbstractContextManager[Any]] = nullcontext, graphs: Graphs | None = None,
-                 on_checkpoint: Callable[[Path], Collection[Path]] = lambda here: (),
-                 writer: snapshot.Writer | None = None) -> None:  # fmt: skip
+                 on_checkpoint: Callable[[Path], Collection[Path]] = lambda here: ()) -> None:  # fmt: skip
         self.train, self.accelerator, self.steps, self.schedule = train, accelerator, steps, schedule
         self.eval_batches, self.eval_collator = eval_batches, replace(steps.collate, causal_fraction=0.0)
         self.directory, self.recorder, self.on_evaluation, self.ranks = directory, recorder, on_evaluation, ranks
         self.seed, self.at_first, self.graphs, self.on_checkpoint = seed, at_first, graphs, on_checkpoint
         self.work = OptimizerStep(model, train, accelerator, ranks, require_finite=self._require_finite, beat=self._beat,
                                   graphs=graphs)  # fmt: skip
-        self.writer = writer or snapshot.Writer()
-        if graphs is not None:  # its threads take pinned memory, and free that of a checkpoint when it is written
-            graphs.before_capture = self.writer.settle
+        self.writer = snapshot.Writer()
+        self.memory = self.writer.memory
+        if graphs is not None:
+            graphs.before_capture = self.memory.settle
         self.step = 0
         self.stopped = False  # by a signal, on some rank
         self.ended = False  # by an evaluation
@@ -82,6 +82,10 @@ class TrainingLoop:
         """Hand the model to accelerate, once its layers are compiled."""
         self.work.prepare()
         torch.manual_seed(self.seed)
+        if self.ranks.main and not self.work.fsdp:  # a thread takes it beside all that is compiled for the first step
+            weights = self.work.weights()
+            saves, keeps = self.train.save_every <= self.train.max_steps, self.train.keep == "best"
+            self.writer.reserve(*[weights, self.work.optimizer.state_dict()] * saves, *[weights] * keeps)
 
     # ---- from start to end
 
@@ -173,7 +177,9 @@ class TrainingLoop:
         """Cross-entropy per response token (nats) of the held-out examples, under the training mask."""
         self.recorder.heartbeat.phase("evaluate")
         model, device = self.work.inner, self.work.device
-        kept = self._copying() if self.train.keep == "best" and self.step > 0 else None
+        keeps = self.train.keep == "best" and self.step > 0
+        copied = keeps and self.ranks.main and not self.work.fsdp
+        copy = self.memory.copying(self.work.weights()) if copied else None  # an evaluation changes none
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
         # Every rank runs the same number of batches, since all gather shards of weights at once: the last may repeat.
@@ -196,17 +202,23 @@ class TrainingLoop:
         if not math.isfinite(loss):
             raise not_finite("the evaluation loss", self.step, self._last_good())
         self._evaluated = self.step
-        if kept is not None and (self.best is None or loss < self.best.loss):
-            self.best = None  # its memory, before that of the next
-            self.best = Best(self.step, loss, kept())
+        if keeps and (self.best is None or loss < self.best.loss):
+            if self.best is not None:  # its memory, before that of the next
+                self.memory.release(self.best.weights)
+                self.best = None
+            self.best = Best(self.step, loss, self._host_weights(copy))
+        elif copy is not None:
+            copy.drop()
         self.ended = self.on_evaluation(self.step, loss) or self.ended
         return loss
 
-    def _copying(self) -> Callable[[], dict[str, Tensor]]:
-        """The weights on the host, or on their way there until they are asked for: an evaluation changes none."""
+    def _host_weights(self, copy: Copying | None = None) -> dict[str, Tensor]:
         if self.work.fsdp:
-            return lambda: fsdp.whole_weights(self.work.model)
-        return snapshot.copying(self.work.weights()) if self.ranks.main else dict
+            return fsdp.whole_weights(self.work.model)
+        if not self.ranks.main:
+            return {}
+        weights: dict[str, Tensor] = (copy or self.memory.copying(self.work.weights())).take()
+        return weights
 
     # ---- checkpoints
 
@@ -261,7 +273,7 @@ class TrainingLoop:
             step, loss = min(later, key=lambda pair: pair[1])
             path = here / snapshot.best_name(step)
             if step == self.step and not self.ranks.share(path.is_file()):  # they are the checkpoint's own
-                self.best = Best(step, loss, self._copying()())
+                self.best = Best(step, loss, self._host_weights())
             else:
                 self.best = Best(step, loss, snapshot.load_tensors(path) if self.ranks.main else {})
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,49 +25,12 @@ from torch.optim import Optimizer
 
 from app.runtime.progress import waiting
 from app.training import checkpoint
+from app.training.host_memory import HostMemory
 from jobs.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 _SPARE = 1.25  # of the memory that a copy takes, that has to be free
 _CGROUP = Path("/sys/fs/cgroup")
-
-
-def host_copy(state: Any) -> Any:
-    """`state` (tensors in mappings, lists and tuples) in the host's memory, apart from what training changes next."""
-    found = recursively_apply(_copied, state)
-    if _on_gpu():
-        torch.cuda.current_stream().synchronize()  # the copies are under way
-    return found
-
-
-def copying(state: Any) -> Callable[[], Any]:
-    """Begin a `host_copy` beside what the GPU does next, which must not change `state`. What is returned waits for it.
-
-    Without a GPU, or without the memory for one copy more, it is made when it is asked for.
-    """
-    if not _on_gpu() or size_of(state) * _SPARE > free_memory():
-        return lambda: host_copy(state)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        found = recursively_apply(_copied, state)
-
-    def over() -> Any:
-        side.synchronize()
-        return found
-
-    return over
-
-
-def _on_gpu() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_initialized()
-
-
-def _copied(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    if tensor.is_cuda and type(tensor) is Tensor:  # pinned memory takes many times as much a second
-        return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
-    return tensor.to("cpu", copy=True)
 
 
 def size_of(state: Any) -> int:
@@ -86,15 +49,7 @@ def free_memory(cgroup: Path = _CGROUP) -> int:
     with suppress(OSError, ValueError):  # "max" is no number: no limit
         limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used + _reclaimable(cgroup / "memory.stat"))
-    return free + _pinned()
-
-
-def _pinned() -> int:
-    """Bytes of pinned memory that torch holds for the next copies."""
-    if not _on_gpu():
-        return 0
-    held = torch.cuda.host_memory_stats()
-    return int(held["allocated_bytes.current"] - held["active_bytes.current"])
+    return free
 
 
 def _reclaimable(stat: Path) -> int:
@@ -113,39 +68,22 @@ def _reclaimable(stat: Path) -> int:
 class Writer:
     """Writes one checkpoint at a time, in a thread. An error of the thread is raised by the next call of `wait`.
 
-    A thread that is joined, not an executor's: a future is done before its thread lets go of the pinned copies, and pinned memory
-    must not be freed while a graph is captured (app/training/cuda_graph.py).
+    Its copies are made in `memory`.
     """
 
     def __init__(self) -> None:
+        self.memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._reserving: threading.Thread | None = None
 
-    def reserve(self, weights: Sequence[Tensor], copies: int) -> None:
-        """Begin to take the pinned memory of so many copies of `weights`, or of as many as the host has memory for.
-
-        41 GB take a machine 5 to 30 s, for which the first checkpoint would hold up training (docs/log.md).
-        """
-        size = size_of(weights)
-        copies = min(copies, int(free_memory() / (size * _SPARE))) if size else 0
-
-        def take() -> None:
-            with suppress(RuntimeError):  # the copy that lacks it says so
-                _ = [
-                    torch.empty_like(weight, device="cpu", pin_memory=True) for _ in range(copies) for weight in weights
-                ]
-
-        if copies and all(weight.is_cuda for weight in weights):
-            self._reserving = threading.Thread(target=take, name="reserve", daemon=True)
-            self._reserving.start()
-
-    def settle(self) -> None:
-        """Wait until no thread takes or gives back pinned memory. Raises the error of a checkpoint's thread."""
-        if self._reserving is not None:
-            self._reserving.join()
-            self._reserving = None
-        self.wait()
+    def reserve(self, *states: Any) -> None:
+        """Begin to take memory for a copy of each of `states`, as far as the host has it."""
+        free, fitting = float(free_memory()), []
+        for state in states:
+            if (size := size_of(state) * _SPARE) <= free:
+                free -= size
+                fitting.append(state)
+        self.memory.reserve(fitting)
 
     def write(self, here: Path, files: Mapping[str, Any], links: Mapping[str, Path], done: Callable[[], None]) -> None:
         """Write `files` (name -> tensors) into `here`, mark it complete, and call `done`.
@@ -156,14 +94,15 @@ class Writer:
         here.mkdir(parents=True, exist_ok=True)
         for name, source in links.items():
             _link(source, here / name)
-        copied = size_of(files) * _SPARE <= free_memory()
-        held = host_copy(files) if copied else files
+        copied = self.memory.has(files) or size_of(files) * _SPARE <= free_memory()
+        held = self.memory.copy(files) if copied else files
 
         def work() -> None:
             # Weights and moments at once, as one core writes slower than a disk; out of the GPU's memory only by this thread.
             with ThreadPoolExecutor(len(held) or 1) as pool:
                 written = (pool.map if copied else map)(_write, [here / name for name in held], held.values())
                 list(written)  # raises the error of a file
+            self.memory.release(held)
             checkpoint.mark_complete(here)
             done()
 

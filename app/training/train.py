@@ -27,7 +27,7 @@ from app.runtime.progress import waiting
 from app.runtime.ranks import ALONE, Ranks
 from app.runtime.signals import StopFlag
 from app.runtime.uploads import Uploads
-from app.training import checkpoint, snapshot
+from app.training import checkpoint
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, prepared, tokens_multiple
 from app.training.cuda_graph import Graphs, in_shapes
@@ -73,12 +73,6 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     if train.lora is None:
         return model
     return with_adapter(model, train.lora)
-
-
-def _copies(train: Train) -> int:
-    """Of the trained weights, that the host holds at most: of a checkpoint with its moments, of the best and the next best."""
-    moments = 2 if train.optimizer == "adamw" else 0
-    return (1 + moments) * (train.save_every <= train.max_steps) + 2 * (train.keep == "best")
 
 
 class _Evaluations:
@@ -182,10 +176,6 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     require_loadable(loaded.model, loaded.origin)
     if spread:
         sharded.require_shardable(section)
-    model = _trainable(loaded.model, section)
-    writer = snapshot.Writer()
-    if ranks.main and not spread:  # beside the data, and what is compiled
-        writer.reserve([p for p in model.parameters() if p.requires_grad], _copies(section))
     heartbeat.phase("data")
     data = prepare(job, loaded.tokenizer, eval_items, lambda some: loaded.require_rows(
         ((*e.prompt_ids, *e.response_ids) for e in some), (f"training example {e.key}" for e in some)))  # fmt: skip
@@ -195,6 +185,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
+    model = _trainable(loaded.model, section)
     params_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)  # later, LoRA's are merged away
     params_total = parameters(model)
     in_4bit = section.lora is not None and section.lora.quantization is not None
@@ -237,7 +228,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
         model, section, accelerator=sharded.accelerator(loaded.device, bf16, spread), steps=steps_of, schedule=schedule,
         eval_batches=eval_batches, directory=run.checkpoints, recorder=recorder, on_evaluation=evaluations, ranks=ranks,
         seed=job.stage.seed, at_first=lambda: heartbeat.beating("compile") if fast else nullcontext(),
-        graphs=Graphs() if graphed else None, on_checkpoint=(context.uploads or Uploads(None, run)).checkpoint, writer=writer,
+        graphs=Graphs() if graphed else None, on_checkpoint=(context.uploads or Uploads(None, run)).checkpoint,
     )  # fmt: skip
     for one in (model, loop.work.loss_of.teacher) if fast else ():
         if one is not None:

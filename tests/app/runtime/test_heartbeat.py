@@ -29,7 +29,7 @@ LONG = {
     "app.data.mixture.load_examples": "data",
     "app.data.mixture.Guard": "data",
     "app.training.forward.from_hidden": "evaluate or train or save",  # the last: of the model that was read back
-    "app.training.snapshot.host_copy": "evaluate or save",  # the disk is written to in a thread, meanwhile
+    "app.training.host_memory.copy_into": "evaluate or save",  # the disk is written to in a thread, meanwhile
     "app.training.train.checkpoint.save_final": "save",
     "app.stage.work.evaluate": "score",
 }
@@ -162,7 +162,7 @@ def test_a_silent_compiler_counts_as_alive_for_a_limited_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "phase"), [("app.training.snapshot.host_copy", "save"), ("app.training.forward.from_hidden", "train")]
+    ("where", "phase"), [("app.training.host_memory.copy_into", "save"), ("app.training.forward.from_hidden", "train")]
 )
 def test_a_save_and_a_pass_that_take_long_are_beaten_through(
     where: str, phase: str, watched: Watched, monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path

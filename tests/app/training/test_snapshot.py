@@ -13,51 +13,14 @@ from app.training import snapshot
 from jobs.errors import CheckpointError
 
 
-def test_a_copy_is_apart_from_what_it_was_made_of() -> None:
-    tensor = torch.ones(3)
-    state: dict[str, Any] = {"a": tensor, "list": [tensor, ("text", 2)], "b": {"c": None}}
-    copy = snapshot.host_copy(state)
-    tensor.zero_()
-    assert copy["a"].tolist() == [1, 1, 1] and copy["list"][0].tolist() == [1, 1, 1]
-    assert copy["list"][1] == ("text", 2) and copy["b"] == {"c": None}
-    assert snapshot.size_of(state) == 24
-
-
-def test_without_a_gpu_a_copy_is_made_when_it_is_asked_for() -> None:
-    tensor = torch.ones(3)
-    over = snapshot.copying({"w": tensor})
-    tensor.fill_(2)  # before it is asked for: a copy made at the start would not show it
-    found = over()
-    tensor.zero_()
-    assert found["w"].tolist() == [2, 2, 2]
-
-
-class OnGpu(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    is_cuda = True
-
-
-@pytest.mark.parametrize(("free", "copies"), [(10**9, 4), (2.6 * 400, 2), (1.2 * 400, 0)])
-def test_memory_is_taken_ahead_for_as_many_copies_as_the_host_has_it_for(free: float, copies: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    taken: list[int] = []
-
-    def empty_like(tensor: torch.Tensor, *, device: str, pin_memory: bool) -> None:
-        assert device == "cpu" and pin_memory
-        taken.append(tensor.numel())
-        if len(taken) == 7:
-            raise RuntimeError("CUDA error: out of memory")
-
-    monkeypatch.setattr(torch, "empty_like", empty_like)
+@pytest.mark.parametrize(("free", "reserved"), [(10**9, "abc"), (1.25 * 700, "ab"), (1.25 * 500, "ac"), (100, "")])
+def test_memory_is_taken_ahead_for_what_the_host_has_it_for(free: float, reserved: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr(snapshot, "free_memory", lambda: free)
-    weights = [torch.ones(size).as_subclass(OnGpu) for size in (60, 40)]
-    writer = snapshot.Writer()
-    writer.reserve(weights, 4)
-    writer.settle()  # a copy that lacks memory will say so
-    assert taken == ([60, 40] * copies)[:7] and writer._reserving is None
-    writer.reserve([torch.ones(60)], 4)  # a CPU's
-    writer.reserve([], 4)
-    assert writer._reserving is None
+    states = {name: {"w": torch.ones(size)} for name, size in (("a", 75), ("b", 100), ("c", 50))}
+    writer, asked = snapshot.Writer(), []
+    monkeypatch.setattr(writer.memory, "reserve", asked.extend)
+    writer.reserve(*states.values())
+    assert asked == [states[name] for name in reserved]
 
 
 @pytest.mark.parametrize(("limit", "free"), [(None, 8192), (("9000", "2000"), 7000), (("max", "2000"), 8192)])

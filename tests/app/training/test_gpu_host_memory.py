@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.model.compiled import speed_up
-from app.training import snapshot
 from app.training.cuda_graph import Graphs
+from app.training.host_memory import HostMemory
 from tests.app.training.test_gpu_train import long_examples
 from tests.app.training.test_loop import loop_of
 
@@ -20,27 +20,34 @@ MEGABYTE = 2**18  # numbers
 
 def test_a_copy_beside_other_work_is_of_the_moment_at_which_it_began() -> None:
     weight = torch.zeros(256 * MEGABYTE, device="cuda")
+    memory = HostMemory()
+    memory.reserve([weight])
+    memory.settle()
+    assert memory.has([weight])
     torch.cuda.synchronize()
     torch.cuda._sleep(20_000_000)  # the copy must wait for what was queued before it
     weight.fill_(1.0)
-    over = snapshot.copying({"w": weight})
-    found = over()["w"]
+    begun = memory.copying([weight])
+    assert not memory.has([weight])
+    found = begun.take()[0]
     weight.fill_(2.0)
     torch.cuda.synchronize()
     assert found.is_pinned() and bool((found == 1.0).all())
 
 
-def test_copies_come_out_of_the_memory_that_was_reserved() -> None:
-    weights = [torch.zeros(n * MEGABYTE, device="cuda") for n in (3, 17, 64)]
-    writer, free = snapshot.Writer(), snapshot.free_memory()
-    writer.reserve(weights, 3)
-    writer.settle()
-    assert snapshot.free_memory() > free - snapshot.size_of(weights)  # it is ours, and free
-    before = torch.cuda.host_memory_stats()["num_host_alloc"]
-    held = [snapshot.host_copy(weights), snapshot.copying(weights)(), snapshot.host_copy(weights)]
-    assert torch.cuda.host_memory_stats()["num_host_alloc"] == before
-    held.append(snapshot.host_copy(weights))  # one more than was reserved
-    assert torch.cuda.host_memory_stats()["num_host_alloc"] > before
+def test_blocks_of_many_regions_are_pinned_and_hold_what_is_copied() -> None:
+    weights = [torch.full((n * MEGABYTE,), float(n), device="cuda") for n in (300, 3, 17, 64, 200, 1, 3)]
+    memory = HostMemory()
+    memory.reserve([weights, weights])
+    memory.settle()
+    first, second = memory.copy(weights), memory.copying(weights).take()
+    assert all(copy.is_pinned() for copy in (*first, *second))
+    assert all(bool((copy == float(copy.numel() // MEGABYTE)).all()) for copy in (*first, *second))
+    assert not memory.has(weights[:1])
+    memory.release(first)
+    assert memory.has(weights)
+    memory.copying(weights).drop()
+    assert memory.has(weights)
 
 
 def test_the_best_weights_are_those_of_their_evaluation(model_of: Any, tmp_path: Path) -> None:
@@ -58,7 +65,6 @@ def test_the_best_weights_are_those_of_their_evaluation(model_of: Any, tmp_path:
                    on_evaluation=on_evaluation)  # fmt: skip
     speed_up(model)
     loop.prepare()
-    loop.writer.reserve(list(loop.work.trained), 5)
     loop.run()
     loop.writer.wait()
     assert loop.graphs is not None and loop.graphs.replayed and loop.best is not None

@@ -1,0 +1,174 @@
+"""Pinned memory of the host for copies of a training's state: taken once, in a thread, and handed out again and again.
+
+A GPU copies into pinned memory at 55 GB/s, but to get it takes longer than everything else about a checkpoint: 41 GB of a 3B
+model 20 s from torch's allocator, during which each launch of a kernel waits for the driver, and 6 s here, where nothing does
+(docs/log.md). Eight threads write to the pages first, so that pinning them is all that is left to the driver. torch's allocator
+also gives up what it keeps at each capture of a CUDA graph.
+"""
+
+import ctypes
+import mmap
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+from accelerate.utils import recursively_apply
+from torch import Tensor
+
+_THREADS = 8
+_REGION = 2**30  # bytes that are pinned at once; the driver is busy meanwhile
+_SLICE = 2**26  # bytes that a thread writes to at once
+_ALIGNED = 512  # bytes
+_LEAST = 2**20  # bytes; smaller tensors are copied into memory that is not pinned
+
+
+class HostMemory:
+    """Blocks of pinned memory by their size. `reserve` takes them, copies are made in them, and `release` gives them back.
+
+    Without a block of its size a tensor is copied into memory that is not pinned.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[Tensor]] = {}
+        self._own: set[int] = set()  # addresses of all blocks
+        self._lock = threading.Lock()
+        self._taking: threading.Thread | None = None
+
+    # ---- taking and giving up
+
+    def reserve(self, state: Any) -> None:
+        """Begin to take a block for each tensor of `state` on a GPU, in a thread."""
+        sizes = _sizes(state)
+        if sizes:
+            self._taking = threading.Thread(target=self._take, args=(sizes,), name="reserve", daemon=True)
+            self._taking.start()
+
+    def settle(self) -> None:
+        """Wait until all blocks are there."""
+        if self._taking is not None:
+            self._taking.join()
+            self._taking = None
+
+    def _take(self, sizes: list[int]) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool, suppress(OSError):  # no memory: copies are made elsewhere
+            for some in _regions(sizes):
+                region = _pinned(sum(map(_padded, some)), pool)
+                at = 0
+                for size in some:
+                    self._own.add(region.data_ptr() + at)
+                    self._give(region[at : at + size])
+                    at += _padded(size)
+
+    # ---- copies
+
+    def copy(self, state: Any) -> Any:
+        """`state` (tensors in mappings, lists and tuples) in the host's memory, apart from what training changes next."""
+        self.settle()
+        found = recursively_apply(self._copied, state)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.current_stream().synchronize()  # the copies are under way
+        return found
+
+    def copying(self, state: Any) -> "Copying":
+        """Begin a copy beside what the GPU does next, which must not change `state`; where no block is free, once it is taken."""
+        return Copying(self, state)
+
+    def has(self, state: Any) -> bool:
+        """Whether there are free blocks for all of `state`."""
+        wanted = Counter(_sizes(state))
+        with self._lock:
+            return bool(wanted) and all(len(self._free.get(size, ())) >= count for size, count in wanted.items())
+
+    def release(self, state: Any) -> None:
+        """Take back the blocks of a copy that nobody reads any more."""
+
+        def back(tensor: Tensor) -> Tensor:
+            if tensor.data_ptr() in self._own:
+                self._give(tensor.view(-1).view(torch.uint8))
+            return tensor
+
+        recursively_apply(back, state)
+
+    def _give(self, block: Tensor) -> None:
+        with self._lock:
+            self._free.setdefault(block.nbytes, []).append(block)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        with self._lock:
+            blocks = self._free.get(tensor.nbytes) if tensor.is_cuda and tensor.is_contiguous() else None
+            block = blocks.pop() if blocks else None
+        return copy_into(block, tensor)
+
+
+class Copying:
+    """A copy that is under way, or begins when it is taken. Either `take` or `drop` ends it."""
+
+    def __init__(self, memory: HostMemory, state: Any) -> None:
+        self._memory, self._state, self._stream = memory, state, None
+        if memory.has(state):
+            self._stream = torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                self._found = recursively_apply(memory._copied, state)
+
+    def take(self) -> Any:
+        if self._stream is None:
+            return self._memory.copy(self._state)
+        self._stream.synchronize()
+        return self._found
+
+    def drop(self) -> None:
+        if self._stream is not None:
+            self._memory.release(self.take())
+
+
+def copy_into(block: Tensor | None, tensor: Tensor) -> Tensor:
+    """A copy of `tensor` in a block of as many bytes, which may still be under way; whole, in memory of its own, without one."""
+    if block is None:
+        return tensor.to("cpu", copy=True)
+    return block.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
+
+
+def _sizes(state: Any) -> list[int]:
+    """Bytes of the tensors that get a block."""
+    sizes: list[int] = []
+    recursively_apply(lambda t: sizes.append(t.nbytes) if t.is_cuda and t.nbytes >= _LEAST else None, state)
+    return sizes
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNED) * _ALIGNED
+
+
+def _regions(sizes: list[int]) -> Iterator[list[int]]:
+    """`sizes` in groups of about _REGION; a larger one is alone."""
+    some: list[int] = []
+    for size in sizes:
+        if some and sum(some) + size > _REGION:
+            yield some
+            some = []
+        some.append(size)
+    if some:
+        yield some
+
+
+def _pinned(size: int, pool: ThreadPoolExecutor) -> Tensor:
+    """Bytes that are pinned for as long as they are referred to; not pinned, and right, where the driver refuses."""
+    memory = mmap.mmap(-1, size)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer pages
+    found = torch.frombuffer(memory, dtype=torch.uint8)
+    address = found.data_ptr()
+    starts = range(0, size, _SLICE)
+    list(pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts))  # lets other threads run
+    driver = torch.cuda.cudart()
+    if int(driver.cudaHostRegister(address, size, 0)) == 0:
+        # Not at the end of the process, which gives everything back by itself.
+        weakref.finalize(memory, driver.cudaHostUnregister, address).atexit = False
+    return found

@@ -1,0 +1,133 @@
+"""Blocks of memory for copies. A driver that pins nothing stands for CUDA's; what a GPU does is in test_gpu_host_memory.py."""
+
+from __future__ import annotations
+
+import gc
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from app.training import host_memory
+from app.training.host_memory import HostMemory
+
+
+class OnGpu(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+class Driver:
+    """Of each call to register memory its size, and which addresses are registered."""
+
+    def __init__(self, refuses: bool) -> None:
+        self.refuses, self.sizes, self.registered = refuses, list[int](), set[int]()
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.sizes.append(size)
+        if not self.refuses:
+            self.registered.add(address)
+        return 2 if self.refuses else 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.registered.remove(address)
+        return 0
+
+
+@pytest.fixture(params=[False, True], ids=["pinned", "refused"])
+def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    found = Driver(request.param)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: found)
+    monkeypatch.setattr(host_memory, "_LEAST", 100)
+    monkeypatch.setattr(host_memory, "_REGION", 3000)
+    monkeypatch.setattr(host_memory, "_SLICE", 700)
+    return found
+
+
+def on_gpu(*shape: int, value: float = 1.0) -> torch.Tensor:
+    return torch.full(shape, value).as_subclass(OnGpu)
+
+
+def reserved(*states: Any) -> HostMemory:
+    memory = HostMemory()
+    memory.reserve(states)
+    memory.settle()
+    return memory
+
+
+def addresses(state: Any) -> set[int]:
+    return {tensor.data_ptr() for tensor in state.values()}
+
+
+def test_a_copy_is_apart_from_what_it_was_made_of() -> None:
+    tensor = torch.ones(3)
+    state: dict[str, Any] = {"a": tensor, "list": [tensor, ("text", 2)], "b": {"c": None}}
+    for copy in (HostMemory().copy(state), HostMemory().copying(state).take()):
+        tensor.zero_()
+        assert copy["a"].tolist() == [1, 1, 1] and copy["list"][0].tolist() == [1, 1, 1]
+        assert copy["list"][1] == ("text", 2) and copy["b"] == {"c": None}
+        tensor.fill_(1)
+
+
+def test_a_copy_that_no_block_is_free_for_is_made_when_it_is_taken() -> None:
+    tensor = torch.ones(3)
+    begun = HostMemory().copying([tensor])
+    tensor.fill_(2)  # a copy made at the start would not show it
+    assert begun.take()[0].tolist() == [2, 2, 2]
+    HostMemory().copying([tensor]).drop()
+
+
+def test_copies_are_made_in_blocks_that_were_reserved_and_given_back(driver: Driver) -> None:
+    half = torch.ones(64, dtype=torch.bfloat16).as_subclass(OnGpu)
+    state = {"large": on_gpu(30, 40), "half": half, "again": on_gpu(1200), "small": on_gpu(7)}
+    memory = reserved(state, state)
+    first, second = memory.copy(state), memory.copy(state)
+    blocks = addresses(first) | addresses(second)
+    assert not memory.has(state) and not addresses(first) & addresses(second)
+    state["large"].fill_(2.0)
+    third = memory.copy(state)  # none is left
+    assert [float(copy["large"].mean()) for copy in (first, second, third)] == [1.0, 1.0, 2.0]
+    assert first["half"].dtype == torch.bfloat16 and first["large"].shape == (30, 40)
+    memory.release(second)
+    memory.release(third)  # not its own
+    assert memory.has(state)
+    fourth = memory.copy(state)
+    assert {fourth[name].data_ptr() for name in ("large", "half", "again")} <= blocks
+    assert float(first["large"].mean()) == 1.0
+
+
+def test_blocks_of_a_region_do_not_overlap(driver: Driver) -> None:
+    states = [on_gpu(size, value=float(i)) for i, size in enumerate([100, 33, 129, 700, 26, 600, 100])]
+    memory = reserved(states)
+    assert sum(driver.sizes) == sum(-(-4 * len(one) // 512) * 512 for one in states) and len(driver.sizes) == 3
+    copies = memory.copy(states)
+    assert [set(copy.tolist()) for copy in copies] == [{float(i)} for i in range(7)]
+
+
+def test_memory_that_nothing_refers_to_is_pinned_no_more(driver: Driver) -> None:
+    memory = reserved([on_gpu(100), on_gpu(2000)])
+    held = memory.copy([on_gpu(2000)])
+    assert len(driver.registered) == (0 if driver.refuses else 2)
+    del memory
+    gc.collect()
+    assert len(driver.registered) == (0 if driver.refuses else 1) and float(held[0].sum()) == 2000.0
+    del held
+    gc.collect()
+    assert not driver.registered
+
+
+def test_a_host_without_the_memory_copies_elsewhere(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(host_memory.mmap, "mmap", full)
+    memory = reserved([on_gpu(100)])
+    assert not memory.has([on_gpu(100)]) and memory.copy([on_gpu(100)])[0].tolist() == [1.0] * 100
+
+
+def test_a_cpu_and_small_tensors_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace())
+    memory = reserved([torch.ones(2**20)], [on_gpu(1000)])
+    assert not memory.has([torch.ones(2**20)]) and not memory.has([on_gpu(1000)])
