@@ -1,4 +1,4 @@
-"""What benchmarks.train compares trains on a CPU, as the benchmark starts it."""
+"""What benchmarks.train and benchmarks.gpus time trains on a CPU, as the benchmark starts it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from app.training.snapshot import Writer
+from benchmarks import gpus
 from benchmarks.trainers import WAYS, Setting
+from jobs.runs.rundir import list_runs
 
 
 class _Over(Exception):
@@ -29,3 +32,21 @@ def test_each_way_trains_until_it_is_stopped(way: str, tmp_path: Path, monkeypat
     with pytest.raises(_Over):
         WAYS[way][1](Setting("tiny", "cpu", row_tokens=512, batch_size=4, examples=100), done)
     assert len(seen) == 2 and seen[0] < seen[1]
+
+
+def test_the_product_s_training_is_profiled_and_keeps_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It took memory for five copies of the weights, of which it writes none: of 3B 69 GB, for which its first step waited."""
+    copies: list[int] = []
+    monkeypatch.setattr(Writer, "reserve", lambda self, weights, number: copies.append(number))
+    words = ["--shape", "tiny", "--device", "cpu", "--batch", "4", "--steps", "6", "--profile"]
+    gpus.main.main(["--worker", str(tmp_path), *words], standalone_mode=False)
+    found = gpus.measured(tmp_path, steps=6)
+    (run,) = list_runs(tmp_path)
+    log = run.read_jsonl("train_log.jsonl")
+    assert len(found["losses"]) == 6 and len(log) == 9  # two that were profiled, and one in which the profile ends
+    kernels = found[gpus.KERNELS]
+    assert 0 < kernels["busy_ms"] <= kernels["step_ms"]
+    assert sum(calls for _, calls, name in kernels["rows"] if name == "Optimizer.step#AdamW.step") == 1  # a step
+    assert copies == [0] and not run.final.exists() and not run.checkpoints.exists()
