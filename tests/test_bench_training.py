@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.training.snapshot import Writer
-from benchmarks import gpus
+from benchmarks import gpus, one_call, score, train
 from benchmarks.trainers import WAYS, Setting
 from jobs.runs.rundir import list_runs
 
@@ -32,6 +32,21 @@ def test_each_way_trains_until_it_is_stopped(way: str, tmp_path: Path, monkeypat
     with pytest.raises(_Over):
         WAYS[way][1](Setting("tiny", "cpu", row_tokens=512, batch_size=4, examples=100), done)
     assert len(seen) == 2 and seen[0] < seen[1]
+
+
+def test_a_way_is_timed_without_its_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.trainers.peak", lambda device: 1e9)  # a matrix product takes long
+    words = "--device cpu --shape tiny --seconds 0 --row-tokens 512 --batch-size 4"
+    found = train.measure("ours-prefix", train.parser().parse_args(words.split()))
+    assert found["steps"] == 1 and found["tokens_a_step"] == round(found["tokens_per_s"] * found["step_s"])
+    assert found["mfu"] == 6 * found["params"] * found["tokens_per_s"] / 1e9 and found["padding"] == 0.0
+
+
+def test_what_one_call_asks_for_on_a_gpu_is_known() -> None:
+    """There a part with a wrong word is a line of the table, after minutes."""
+    for _, way, words in one_call.GPU_WAYS + one_call.CPU_WAYS + one_call.PEERS:
+        assert train.parser().parse_args(words.split()).shape in words and way in WAYS
+    assert score.parser().parse_args([*one_call.HFLM.split()[2:], "float32"]).baselines == "float32"
 
 
 def test_the_product_s_training_is_profiled_and_keeps_no_weights(
