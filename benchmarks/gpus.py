@@ -13,9 +13,12 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 
@@ -25,6 +28,7 @@ from app.data.prepared import Prepared, Source
 from app.runtime.launch import launch
 from app.runtime.ranks import Ranks, join
 from benchmarks import written
+from benchmarks.train import ROWS
 from jobs.config.load import resolve
 from jobs.runs.follower import FollowedRun
 from jobs.runs.rundir import RunDir, list_runs
@@ -35,7 +39,7 @@ LOSSES_WITHIN = 2e-3  # of each other, relative: bf16, summed in another order
 
 
 @click.command()
-@click.option("--shape", default="ministral-3b", help="One of benchmarks/trainers.py.")
+@click.option("--shape", type=click.Choice(list(ROWS)), default="ministral-3b")
 @click.option("--gpus", default=2, help="Compared with one.")
 @click.option("--batch", default=256, help="Examples a step.")
 @click.option("--steps", default=16)
@@ -119,17 +123,16 @@ def train(
     from app.runtime.signals import StopFlag
     from app.stage.capacity import peak_gb
     from app.training import checkpoint
-    from app.training.loop import TrainingLoop
-    from app.training.step import OptimizerStep
     from benchmarks import profiled
     from benchmarks.trainers import Setting, alpaca_like, random_model
 
     precision = "bf16" if device == "cuda" else "fp32"
     watch = profiled.profiler(device)
     total = steps + (profiled.PROFILED + 1) * profile  # the profile ends where one step more begins
-    sets = dict(max_steps=total, batch_size=batch, gradient_checkpointing="false", save_every=total, eval_every=10 * total,
-                kill_after_steps="null", warmup_steps=2, precision=precision, pack_tokens=row_tokens or "null",
-                graph=graph)  # fmt: skip
+    # No checkpoint, and no memory taken for one.
+    sets = dict(max_steps=total, batch_size=batch, gradient_checkpointing="false", save_every=total + 1, keep="last",
+                eval_every=10 * total, kill_after_steps="null", warmup_steps=2, precision=precision,
+                pack_tokens=row_tokens or "null", graph=graph)  # fmt: skip
     ranks = join(device)
     layout = f"sharding={sharding if ranks.world > 1 else 'ddp'}"
     job = resolve(
@@ -141,14 +144,15 @@ def train(
     loaded = Loaded(model.eval(), None, f"random {shape}", 16384, any_attention=True)
     data = alpaca_like(4096, int(model.config.vocab_size), 0)
     source = Source("data.train", data[64:], None, DataReport("random tokens", "alpaca", "plain"), Overlap([], 13))
-    app.training.train.prepare = lambda *_: Prepared([source], data[:64], [1.0])  # type: ignore[attr-defined]
-    checkpoint.save_final = lambda *_, **__: {}
-    TrainingLoop._save = lambda *_: None  # type: ignore[method-assign]
-    if profile:
-        _watch(OptimizerStep, watch, steps, steps + profiled.PROFILED)
+    prepared = Prepared([source], data[:64], [1.0])
     context = app.training.train.RunContext(run, Heartbeat(run), StopFlag(), ranks)
-    app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False,
-                             whole=lambda: loaded)  # fmt: skip
+    with (  # unlike an assignment, a patch refuses a name that is not there
+        patch("app.training.train.prepare", lambda *_: prepared),
+        patch.object(checkpoint, "save_final", lambda *_, **__: {}),
+        _watched(watch, steps, steps + profiled.PROFILED) if profile else nullcontext(),
+    ):
+        app.training.train.train(job, loaded, context, eval_items=[], init_run="base", resume=False,
+                                 whole=lambda: loaded)  # fmt: skip
     peaks = [peak for peak in ranks.gather(peak_gb()) if peak is not None]
     spent = {KERNELS: profiled.summary(watch, device)} if profile else {}
     run.write_json("metrics.json", {"peak_gb": max(peaks, default=None), **spent})
@@ -157,11 +161,14 @@ def train(
     ranks.leave()
 
 
-def _watch(of: Any, watch: Any, first: int, end: int) -> None:
+@contextmanager
+def _watched(watch: Any, first: int, end: int) -> Iterator[None]:
     """Have `watch` see the steps from `first` to before `end`, counted from 0, all that stands between two included."""
     import torch
 
-    step, count = of.launch, 0
+    from app.training.step import OptimizerStep
+
+    step, count = OptimizerStep.launch, 0
 
     def launch(*args: Any, **kwargs: Any) -> Any:
         nonlocal count
@@ -174,7 +181,8 @@ def _watch(of: Any, watch: Any, first: int, end: int) -> None:
         count += 1
         return step(*args, **kwargs)
 
-    of.launch = launch
+    with patch.object(OptimizerStep, "launch", launch):
+        yield
 
 
 def _run(directory: Path, job: Any, ranks: Ranks) -> RunDir:

@@ -65,7 +65,7 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": name, "torch": torch.__version__, "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Scoring speed against one at a time and HFLM.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, default=500, help="items a task")
@@ -75,7 +75,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="items and tokenizer from --export, and random weights")
     parser.add_argument("--export", type=Path, metavar="DIR", help="only write what --data reads")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-score.json"))
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     items = questions(options.limit, options.data)
     if options.export is not None:
         return export(items, options.export)

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import written
+from benchmarks.train import ROWS
 from jobs.columns import Column, table_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -157,8 +158,9 @@ def total(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stages", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--profile", default="embedded", help="a name in jobs/profiles, or the path of a YAML file")
-    parser.add_argument("--shape", help="random weights of one of benchmarks/trainers.py, in place of a profile")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--profile", help="a name in jobs/profiles, or the path of a YAML file; default: embedded")
+    model.add_argument("--shape", choices=list(ROWS), help="random weights of it, in place of a profile")
     parser.add_argument("--stages", default=DEFAULT_STAGES, help=f"default: {DEFAULT_STAGES}")
     parser.add_argument("--base", help="a commit to compare with")
     parser.add_argument("--limit", type=int, help="items a task; default: the profile's")
@@ -178,7 +180,7 @@ def main() -> int:
     options += [word for pair in arguments.set for word in ("--set", pair)]
     rows: list[dict[str, Any]] = []
     with checkout(arguments.base) as base, tempfile.TemporaryDirectory(prefix="prefill-bench-") as directory:
-        profile = arguments.profile
+        profile = arguments.profile or "embedded"
         if arguments.shape is not None:
             profile = str(write_profile(Path(directory, "profile"), arguments.shape, device))
         options += ["--profile", profile]
@@ -188,7 +190,7 @@ def main() -> int:
             print(table(rows[-1:], rate, device == "cuda").splitlines()[2], flush=True)
     print(table(rows, rate, device == "cuda"))
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    about = arguments.profile if arguments.shape is None else f"random {arguments.shape}"
+    about = profile if arguments.shape is None else f"random {arguments.shape}"
     record = {"profile": about, "base": arguments.base, "device": name, "peak_flops": rate, "stages": rows,
               "torch": torch.__version__}  # fmt: skip
     written(arguments.out, record)

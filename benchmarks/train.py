@@ -107,7 +107,7 @@ def child(way: str, words: list[str], limit: float) -> dict[str, Any]:
     return dict(json.loads(lines[-1]))
 
 
-def main() -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: a GPU where there is one")
     parser.add_argument("--shape", choices=list(ROWS), default=None, help="default: ministral-3b, on a CPU tiny")
@@ -120,7 +120,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes; default runs/bench-train.json")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--started", type=float, default=PROCESS_STARTED, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    arguments = parser().parse_args()
     if arguments.device is None:
         import torch
 

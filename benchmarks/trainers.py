@@ -9,6 +9,7 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +23,17 @@ from app.attention.mask import Document, layout
 from app.data.examples import TokenExample
 from app.model.compiled import speed_up, suits
 from app.model.load import Loaded, cpu_has_bf16
+from app.runtime.heartbeat import Heartbeat
+from app.runtime.signals import StopFlag
 from app.training import fsdp as sharded
 from app.training.batch import Collator, Schedule, Steps, tokens_multiple
 from app.training.cuda_graph import Graphs, in_shapes
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
+from app.training.recorder import Recorder
 from jobs.config.schema import Lora, Mask, Objective, Train
 from jobs.estimate.graphs import suitable
+from jobs.runs.rundir import RunDir
 
 SHAPES: dict[str, dict[str, Any]] = {
     "ministral-3b": dict(model_type="ministral3", hidden_size=3072, num_hidden_layers=26, num_attention_heads=32,
@@ -51,6 +56,7 @@ class Setting:
     gradient_checkpointing: bool = False
     seed: int = 0
     graph: bool | Literal["auto"] = "auto"
+    examples: int = 20_000  # that there are
 
 
 Done = Callable[[int, int], None]  # told after each step: tokens so far, and with padding
@@ -100,26 +106,18 @@ def _arguments(setting: Setting, steps: int, **more: Any) -> TrainingArguments:
     )  # fmt: skip
 
 
-class _Silent:
-    """In place of app.training.recorder.Recorder: nothing is written. `done` is called after each step that was launched."""
+class _StepRecorder(Recorder):
+    """The product's recorder, which calls `done` after each step that was launched."""
 
-    stop = False
-
-    def __init__(self, done: Callable[[], None]) -> None:
+    def __init__(self, run: RunDir, done: Callable[[], None]) -> None:
+        super().__init__(run, StopFlag(), Heartbeat(run))
         self.done, self.steps = done, 0
-        self.heartbeat = self
 
     def beat(self, step: int, total: int, phase: str = "train", force: bool = False) -> None:
+        super().beat(step, total, phase, force)
         if step > self.steps and phase == "train":
             self.steps = step
             self.done()
-
-    def log(self, step: int, **numbers: float) -> None:
-        self.loss = numbers["loss"]
-
-    def phase(self, name: str) -> None: ...
-    def begin(self, step: int, total: int) -> None: ...
-    def close(self) -> None: ...
 
 
 def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl: float = 0.0) -> None:
@@ -131,7 +129,7 @@ def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl:
     train = Train(mask=mask, max_steps=total, batch_size=setting.batch_size, micro_batch_size=setting.batch_size,
                   warmup_steps=10, gradient_checkpointing=setting.gradient_checkpointing, graph=setting.graph, keep="last",
                   eval_every=total, save_every=total + 1, lora=lora, objective=Objective(kl=kl))  # fmt: skip
-    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    data = alpaca_like(setting.examples, model.config.vocab_size, setting.seed)
     schedule = Schedule([data], [1.0], total, setting.batch_size, setting.seed)
     steps = Steps(Collator(mask, multiple=tokens_multiple(fast, loaded.device)), setting.row_tokens)
     mean = sum(map(len, data)) / len(data)
@@ -143,17 +141,18 @@ def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl:
     if setting.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = model if lora is None else with_adapter(model, lora)
-    recorder: Any = _Silent(lambda: done(loop.tokens_seen, loop.padded_tokens_seen))
-    loop = TrainingLoop(
-        trained, train, accelerator=sharded.accelerator(loaded.device, _bf16(setting.device)), steps=steps,
-        schedule=schedule, eval_batches=[data[:16]], directory=Path(tempfile.mkdtemp()), recorder=recorder,
-        graphs=Graphs() if graphed else None,
-    )  # fmt: skip
-    for one in (model, loop.work.loss_of.teacher) if fast else ():
-        if one is not None:
-            speed_up(one)
-    loop.prepare()
-    loop.run()
+    now = datetime.now(UTC)
+    with tempfile.TemporaryDirectory() as directory, RunDir.create(Path(directory), "stage3b", now) as run:
+        loop = TrainingLoop(
+            trained, train, accelerator=sharded.accelerator(loaded.device, _bf16(setting.device)), steps=steps,
+            schedule=schedule, eval_batches=[data[:16]], directory=run.checkpoints, graphs=Graphs() if graphed else None,
+            recorder=_StepRecorder(run, lambda: done(loop.tokens_seen, loop.padded_tokens_seen)),
+        )  # fmt: skip
+        for one in (model, loop.work.loss_of.teacher) if fast else ():
+            if one is not None:
+                speed_up(one)
+        loop.prepare()
+        loop.run()
 
 
 def reference(setting: Setting, done: Done) -> None:
@@ -163,7 +162,7 @@ def reference(setting: Setting, done: Done) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = Adafactor(model.parameters(), lr=2e-5, scale_parameter=False, relative_step=False)
     tokens, accumulate = 0, 16
-    for i, example in enumerate(alpaca_like(20_000, model.config.vocab_size, setting.seed), start=1):
+    for i, example in enumerate(alpaca_like(setting.examples, model.config.vocab_size, setting.seed), start=1):
         ids = torch.tensor([[*example.prompt_ids, *example.response_ids]], device=setting.device)
         allowed = layout([[Document(len(example.prompt_ids), len(example))]], "prefix", device=setting.device).dense()
         mask = torch.zeros(allowed.shape, dtype=dtype, device=setting.device).masked_fill(
@@ -185,7 +184,7 @@ def padded(setting: Setting, done: Done) -> None:
     """transformers' Trainer on batches of examples of like length, padded; causal, as it comes; all logits."""
     size, together = 16, 50  # examples a batch; batches among which examples are sorted, as group_by_length does
     model = random_model(setting, "sdpa", torch.float32)
-    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    data = alpaca_like(setting.examples, model.config.vocab_size, setting.seed)
     chunks = [sorted(data[i : i + size * together], key=len) for i in range(0, len(data), size * together)]
     batches = [chunk[i : i + size] for chunk in chunks for i in range(0, len(chunk), size)]
     random.Random(setting.seed).shuffle(batches)
@@ -220,7 +219,7 @@ def sft(setting: Setting, done: Done) -> None:
     from trl import SFTConfig, SFTTrainer
 
     model = random_model(setting, "sdpa", torch.float32)
-    data = alpaca_like(20_000, model.config.vocab_size, setting.seed)
+    data = alpaca_like(setting.examples, model.config.vocab_size, setting.seed)
     mean, width, rows = sum(map(len, data)) / len(data), 1024, 16
     steps = 0
 
