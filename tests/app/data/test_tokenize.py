@@ -41,6 +41,24 @@ def test_bos_is_added_once_and_a_closing_token_is_not_doubled() -> None:
         assert (prompt, response) == ([3, 4], [5, 6]), template
 
 
+@pytest.mark.parametrize("setting", ["none", "split_special_tokens", "truncation", "padding"])
+def test_ids_are_those_of_the_tokenizers_own_call(setting: str) -> None:
+    def made() -> Any:  # anew: a call leaves the settings of its backend as it needs them
+        tokenizer = word_tokenizer("<s> $A")
+        tokenizer.split_special_tokens = setting == "split_special_tokens"
+        if setting == "truncation":
+            tokenizer.backend_tokenizer.enable_truncation(3)
+        if setting == "padding":
+            tokenizer.backend_tokenizer.enable_padding(length=9)
+        return tokenizer
+
+    prompt, answer = "a </s> b Answer:", " c d"
+    ((before, after),), apart = encode([Example(prompt, answer, True)], made())
+    assert apart == 0
+    assert before == made()(prompt)["input_ids"]
+    assert before + after == made()(prompt + answer)["input_ids"]
+
+
 def test_plain_text_is_cut_inside_by_its_own_hash_and_the_seed() -> None:
     texts = ["a b c d e f g h"] * 200
     keys = [f"{index:064x}" for index in range(200)]
