@@ -7,7 +7,7 @@ that it was captured with, on the memory that it was captured on, so that each r
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -46,9 +46,9 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        # Called before each capture. No thread may free what torch's allocator has pinned during one: it then records an event
-        # on the capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
-        self.before_capture: Callable[[], None] = lambda: None
+        # Held during each capture. No thread may free what torch's allocator has pinned meanwhile: it then records an event on
+        # the capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
+        self.alone: AbstractContextManager[Any] = nullcontext()
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: dict[tuple[object, ...], _Captured | None] = {}
         self.replayed = 0  # times
@@ -79,12 +79,12 @@ class Graphs:
         return held.output
 
     def _capture(self, work: Callable[[Inputs], Tensor], inputs: Inputs) -> _Captured:
-        self.before_capture()
         still: Inputs = send_to_device(inputs, "cuda", non_blocking=True)
         graph = torch.cuda.CUDAGraph()
         # Other threads may allocate meanwhile: autograd has its own.
         try:
-            with torch.cuda.graph(graph, self._pool, torch.cuda.current_stream(), capture_error_mode="thread_local"):
+            stream = torch.cuda.current_stream()
+            with self.alone, torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
                 output = work(still)
         except torch.OutOfMemoryError:
             raise

@@ -1,9 +1,9 @@
 """Pinned memory of the host for copies of a training's state: taken once, in a thread, and handed out again and again.
 
 A GPU copies into pinned memory at 55 GB/s, but to get it takes longer than everything else about a checkpoint: 41 GB of a 3B
-model 20 s from torch's allocator, during which each launch of a kernel waits for the driver, and 6 s here, where nothing does
-(docs/log.md). Eight threads write to the pages first, so that pinning them is all that is left to the driver. torch's allocator
-also gives up what it keeps at each capture of a CUDA graph.
+model 20 s from torch's allocator, in which each launch of a kernel waits for the driver (docs/log.md). Here threads write to the
+pages first, so that pinning them is all that is left to the driver. torch's allocator also gives up what it keeps at each
+capture of a CUDA graph.
 """
 
 import ctypes
@@ -20,11 +20,10 @@ import torch
 from accelerate.utils import recursively_apply
 from torch import Tensor
 
-_THREADS = 8
+_THREADS = 2  # more take the cores from what is compiled meanwhile (docs/log.md)
 _REGION = 2**30  # bytes that are pinned at once; the driver is busy meanwhile
 _SLICE = 2**26  # bytes that a thread writes to at once
 _ALIGNED = 512  # bytes
-_LEAST = 2**20  # bytes; smaller tensors are copied into memory that is not pinned
 
 
 class HostMemory:
@@ -34,18 +33,20 @@ class HostMemory:
     """
 
     def __init__(self) -> None:
+        self.pinning = threading.Lock()  # held while the driver pins: no CUDA graph may be captured meanwhile
         self._free: dict[int, list[Tensor]] = {}
         self._own: set[int] = set()  # addresses of all blocks
         self._lock = threading.Lock()
         self._taking: threading.Thread | None = None
+        self._stopped = False
 
-    # ---- taking and giving up
+    # ---- taking
 
     def reserve(self, state: Any) -> None:
-        """Begin to take a block for each tensor of `state` on a GPU, in a thread."""
+        """Begin to take a block for each tensor of `state` on a GPU, in a thread; `stop` has to follow."""
         sizes = _sizes(state)
         if sizes:
-            self._taking = threading.Thread(target=self._take, args=(sizes,), name="reserve", daemon=True)
+            self._taking = threading.Thread(target=self._take, args=(sizes,), name="reserve")
             self._taking.start()
 
     def settle(self) -> None:
@@ -54,15 +55,41 @@ class HostMemory:
             self._taking.join()
             self._taking = None
 
+    def stop(self) -> None:
+        """Take no more."""
+        self._stopped = True
+        self.settle()
+
     def _take(self, sizes: list[int]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool, suppress(OSError):  # no memory: copies are made elsewhere
             for some in _regions(sizes):
-                region = _pinned(sum(map(_padded, some)), pool)
+                if self._stopped:
+                    return
+                region = self._pinned(sum(map(_padded, some)), pool)
                 at = 0
                 for size in some:
                     self._own.add(region.data_ptr() + at)
                     self._give(region[at : at + size])
                     at += _padded(size)
+
+    def _pinned(self, size: int, pool: ThreadPoolExecutor) -> Tensor:
+        """Bytes that are pinned for as long as they are referred to; not pinned, and right, where the driver refuses."""
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # 512 times fewer pages; none to be copied for a child
+            with suppress(OSError):  # a kernel without it
+                memory.madvise(advice)
+        found = torch.frombuffer(memory, dtype=torch.uint8)
+        address = found.data_ptr()
+        starts = range(0, size, _SLICE)
+        list(
+            pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts)
+        )  # lets other threads run
+        driver = torch.cuda.cudart()
+        with self.pinning:
+            refused = int(driver.cudaHostRegister(address, size, 0))
+        if not refused:  # at the end of the process the system gives everything back by itself
+            weakref.finalize(memory, driver.cudaHostUnregister, address).atexit = False
+        return found
 
     # ---- copies
 
@@ -138,8 +165,8 @@ def copy_into(block: Tensor | None, tensor: Tensor) -> Tensor:
 def _sizes(state: Any) -> list[int]:
     """Bytes of the tensors that get a block."""
     sizes: list[int] = []
-    recursively_apply(lambda t: sizes.append(t.nbytes) if t.is_cuda and t.nbytes >= _LEAST else None, state)
-    return sizes
+    recursively_apply(lambda tensor: sizes.append(tensor.nbytes * tensor.is_cuda), state)
+    return [size for size in sizes if size]
 
 
 def _padded(size: int) -> int:
@@ -156,19 +183,3 @@ def _regions(sizes: list[int]) -> Iterator[list[int]]:
         some.append(size)
     if some:
         yield some
-
-
-def _pinned(size: int, pool: ThreadPoolExecutor) -> Tensor:
-    """Bytes that are pinned for as long as they are referred to; not pinned, and right, where the driver refuses."""
-    memory = mmap.mmap(-1, size)
-    with suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)  # 512 times fewer pages
-    found = torch.frombuffer(memory, dtype=torch.uint8)
-    address = found.data_ptr()
-    starts = range(0, size, _SLICE)
-    list(pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts))  # lets other threads run
-    driver = torch.cuda.cudart()
-    if int(driver.cudaHostRegister(address, size, 0)) == 0:
-        # Not at the end of the process, which gives everything back by itself.
-        weakref.finalize(memory, driver.cudaHostUnregister, address).atexit = False
-    return found

@@ -66,7 +66,7 @@ class TrainingLoop:
         self.writer = snapshot.Writer()
         self.memory = self.writer.memory
         if graphs is not None:
-            graphs.before_capture = self.memory.settle
+            graphs.alone = self.memory.pinning
         self.step = 0
         self.stopped = False  # by a signal, on some rank
         self.ended = False  # by an evaluation
@@ -82,10 +82,6 @@ class TrainingLoop:
         """Hand the model to accelerate, once its layers are compiled."""
         self.work.prepare()
         torch.manual_seed(self.seed)
-        if self.ranks.main and not self.work.fsdp:  # a thread takes it beside all that is compiled for the first step
-            weights = self.work.weights()
-            saves, keeps = self.train.save_every <= self.train.max_steps, self.train.keep == "best"
-            self.writer.reserve(*[weights, self.work.optimizer.state_dict()] * saves, *[weights] * keeps)
 
     # ---- from start to end
 
@@ -98,6 +94,8 @@ class TrainingLoop:
         total = self.train.max_steps
         with ExitStack() as stack:
             stack.push(self._on_error)
+            stack.callback(self.memory.stop)
+            self._reserve()
             if self.graphs is not None:
                 stack.enter_context(self.graphs.stream())
             if self.step == 0:
@@ -127,6 +125,13 @@ class TrainingLoop:
             if not self.stopped and self._evaluated != self.step:
                 self.evaluate()
             self.recorder.beat(self.step, total, force=True)
+
+    def _reserve(self) -> None:
+        """Memory for copies of a checkpoint and of the best weights: a thread takes it beside all that is compiled."""
+        if self.ranks.main and not self.work.fsdp:
+            weights = self.work.weights()
+            saves, keeps = self.train.save_every <= self.train.max_steps, self.train.keep == "best"
+            self.writer.reserve(*[weights, self.work.optimizer.state_dict()] * saves, *[weights] * keeps)
 
     def _on_error(self, kind: type[BaseException] | None, *_: Any) -> None:
         """An error ends training only after the checkpoint that is being written is complete."""
@@ -178,8 +183,11 @@ class TrainingLoop:
         self.recorder.heartbeat.phase("evaluate")
         model, device = self.work.inner, self.work.device
         keeps = self.train.keep == "best" and self.step > 0
-        copied = keeps and self.ranks.main and not self.work.fsdp
-        copy = self.memory.copying(self.work.weights()) if copied else None  # an evaluation changes none
+        improves = (
+            self.best is None or self.best.step == self._evaluated
+        )  # so far: a copy in vain takes a slow bus seconds
+        ahead = keeps and improves and self.ranks.main and not self.work.fsdp
+        copy = self.memory.copying(self.work.weights()) if ahead else None  # an evaluation changes none
         sums: list[tuple[Tensor, int]] = []
         rank, world = self.ranks.rank, self.ranks.world
         # Every rank runs the same number of batches, since all gather shards of weights at once: the last may repeat.

@@ -94,6 +94,7 @@ class Writer:
         here.mkdir(parents=True, exist_ok=True)
         for name, source in links.items():
             _link(source, here / name)
+        self.memory.settle()
         copied = self.memory.has(files) or size_of(files) * _SPARE <= free_memory()
         held = self.memory.copy(files) if copied else files
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -171,16 +172,17 @@ def test_the_shapes_of_a_training_are_those_of_its_whole_schedule() -> None:
 
 def test_no_thread_pins_memory_while_a_graph_is_captured(model_of: Any, tmp_path: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-    graphs, asked = Graphs(), []
+    held: list[bool] = []
+
+    @contextmanager
+    def graph(*_: Any, **__: Any) -> Iterator[None]:
+        held.append(loop.memory.pinning.locked())
+        yield
+
+    for name, stand_in in (("graph", graph), ("CUDAGraph", object), ("current_stream", lambda: None)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr("app.training.cuda_graph.send_to_device", lambda inputs, *_, **__: inputs)
+    graphs = Graphs()
     loop = loop_of(model_of("llama"), tmp_path, graphs=graphs)
-    monkeypatch.setattr(loop.memory, "_taking", Joined(asked))
-    graphs.before_capture()
-    assert asked == ["joined"] and loop.memory._taking is None
-
-
-class Joined:
-    def __init__(self, asked: list[str]) -> None:
-        self.asked = asked
-
-    def join(self) -> None:
-        self.asked.append("joined")
+    graphs._capture(lambda inputs: torch.zeros(2), [])
+    assert held == [True] and not loop.memory.pinning.locked()

@@ -211,6 +211,24 @@ def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile
         assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
+@pytest.mark.parametrize(("settings", "copies"), [({"save_every": 2, "keep": "best"}, 3), ({"save_every": 2, "keep": "last"}, 2),
+                                                  ({"save_every": 4, "keep": "best"}, 1)])  # fmt: skip
+def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(settings: dict[str, Any], copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Of weights and moments for checkpoints, and of the best weights. An error too ends the thread that takes it."""
+
+    def broken(passes: Any) -> None:
+        raise OSError("no kernel")
+
+    loop = prepared_loop(model_of("llama"), tmp_path, max_steps=3, **settings)
+    calls: list[str] = []
+    monkeypatch.setattr(loop.writer, "reserve", lambda *states: calls.append(f"reserve {len(states)}"))
+    monkeypatch.setattr(loop.memory, "stop", lambda: calls.append("stop"))
+    monkeypatch.setattr(loop, "_launch", broken)
+    with pytest.raises(OSError, match="no kernel"):
+        loop.run()
+    assert calls == [f"reserve {copies}", "stop"]
+
+
 # ---- which weights are kept ------------------------------------------------------------------------------------------
 
 
@@ -233,6 +251,24 @@ def loop_that_finds(losses: dict[int, float], model: Any, tmp_path: Path, **sett
 
 
 LOSSES = {0: 1.0, 1: 5.0, 2: 3.0, 3: 4.0, 4: 4.0, 5: 6.0, 6: 7.0}
+
+
+@pytest.mark.parametrize(("losses", "begun"), [(LOSSES, ["begin 1", "begin 2", "begin 3", "drop 3"]),
+                                              (LOSSES | {4: 2.0}, ["begin 1", "begin 2", "begin 3", "drop 3", "begin 4", "begin 5", "drop 5"])])  # fmt: skip
+def test_weights_are_copied_beside_an_evaluation_while_each_is_the_best_so_far(losses: dict[int, float], begun: list[str], model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """A slow bus takes seconds for a copy, which is in vain where the loss falls no more."""
+    loop = loop_that_finds(losses, model_of("llama"), tmp_path, keep="best", save_every=100)
+    real, calls = loop.memory.copying, list[str]()
+
+    def copying(state: Any) -> Any:
+        calls.append(f"begin {loop.step}")
+        copy = real(state)
+        monkeypatch.setattr(copy, "drop", lambda: calls.append(f"drop {loop.step}"))
+        return copy
+
+    monkeypatch.setattr(loop.memory, "copying", copying)
+    loop.run()
+    assert calls == begun
 
 
 @pytest.mark.parametrize(("keep", "step"), [("best", 2), ("last", 6)])
