@@ -212,7 +212,7 @@ class TrainingLoop:
         self._evaluated = self.step
         if keeps and (self.best is None or loss < self.best.loss):
             if self.best is not None:  # its memory, before that of the next
-                self.memory.release(self.best.weights)
+                self.writer.give_back(self.best.weights)
                 self.best = None
             self.best = Best(self.step, loss, self._host_weights(copy))
         elif copy is not None:
@@ -249,15 +249,16 @@ class TrainingLoop:
         self.ranks.wait()
         if self.ranks.main:
             files: dict[str, Any] = {}
+            best: dict[str, Any] = {}
             links: dict[str, Path] = {}
             if not self.work.fsdp:
                 files = {snapshot.WEIGHTS: self.work.weights(), snapshot.OPTIMIZER: self.work.optimizer.state_dict()}
             if self.best is not None and (self.best.step != self.step or self.work.fsdp):
                 links = snapshot.best_on_disk(self.directory, self.best.step)
-                files |= {} if links else {snapshot.best_name(self.best.step): self.best.weights}
+                best = {} if links else {snapshot.best_name(self.best.step): self.best.weights}
             keep = self.train.keep_checkpoints
             self.writer.write(
-                here, files, links, done=lambda: checkpoint.prune(self.directory, keep, self.on_checkpoint(here))
+                here, files, best, links, done=lambda: checkpoint.prune(self.directory, keep, self.on_checkpoint(here))
             )
         if self.stopped:
             self.writer.wait()

@@ -75,6 +75,7 @@ class Writer:
         self.memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._read_still: list[Any] = []  # copies that are no more wanted
 
     def reserve(self, *states: Any) -> None:
         """Begin to take memory for a copy of each of `states`, as far as the host has it."""
@@ -85,9 +86,11 @@ class Writer:
                 fitting.append(state)
         self.memory.reserve(fitting)
 
-    def write(self, here: Path, files: Mapping[str, Any], links: Mapping[str, Path], done: Callable[[], None]) -> None:
+    def write(self, here: Path, files: Mapping[str, Any], unchanging: Mapping[str, Any], links: Mapping[str, Path],
+              done: Callable[[], None]) -> None:  # fmt: skip
         """Write `files` (name -> tensors) into `here`, mark it complete, and call `done`.
 
+        unchanging: files of tensors on the host that nobody changes, so that they need no copy; end with `give_back`.
         links: files that are on the disk already, in another checkpoint.
         """
         self.wait()
@@ -97,11 +100,12 @@ class Writer:
         self.memory.settle()
         copied = self.memory.has(files) or size_of(files) * _SPARE <= free_memory()
         held = self.memory.copy(files) if copied else files
+        whole = {**held, **unchanging}
 
         def work() -> None:
             # Weights and moments at once, as one core writes slower than a disk; out of the GPU's memory only by this thread.
-            with ThreadPoolExecutor(len(held) or 1) as pool:
-                written = (pool.map if copied else map)(_write, [here / name for name in held], held.values())
+            with ThreadPoolExecutor(len(whole) or 1) as pool:
+                written = (pool.map if copied else map)(_write, [here / name for name in whole], whole.values())
                 list(written)  # raises the error of a file
             self.memory.release(held)
             checkpoint.mark_complete(here)
@@ -111,6 +115,13 @@ class Writer:
             return work()
         self._thread = threading.Thread(target=self._guarded, args=(work,), name="checkpoint")
         self._thread.start()
+
+    def give_back(self, copy: Any) -> None:
+        """Take back the memory of a copy that only a checkpoint which is being written may still read."""
+        if self._thread is not None and self._thread.is_alive():
+            self._read_still.append(copy)
+        else:
+            self.memory.release(copy)
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -124,6 +135,8 @@ class Writer:
             with waiting("write the checkpoint"):
                 self._thread.join()
             self._thread = None
+        self.memory.release(self._read_still)
+        self._read_still = []
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from threading import Barrier, get_ident
+from threading import Barrier, Event, get_ident
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,7 +173,7 @@ def test_the_files_of_a_copy_are_written_at_once_and_those_of_the_gpu_one_by_one
 
     monkeypatch.setattr(snapshot, "_write", write)
     writer, files = snapshot.Writer(), {name: {"w": torch.ones(3)} for name in (snapshot.WEIGHTS, snapshot.OPTIMIZER)}
-    writer.write(tmp_path / "checkpoint-1", files, {}, lambda: None)
+    writer.write(tmp_path / "checkpoint-1", files, {}, {}, lambda: None)
     writer.wait()
     assert complete_checkpoints(tmp_path) == [tmp_path / "checkpoint-1"]
     assert len(threads) == 2 and get_ident() not in threads if copied else threads == {get_ident()}
@@ -182,8 +182,6 @@ def test_the_files_of_a_copy_are_written_at_once_and_those_of_the_gpu_one_by_one
 @pytest.mark.parametrize("memory", [float("inf"), 0.0])
 def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile(memory: float, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Written in a thread that starts late; without the memory for a copy it is written at once."""
-    from threading import Event
-
     monkeypatch.setattr("app.training.snapshot.free_memory", lambda: memory)
     loop = prepared_loop(model_of("llama"), tmp_path, max_steps=5, save_every=2, keep_checkpoints=9)
     trained, real, then = Event(), snapshot._write, {}
@@ -296,6 +294,42 @@ def test_the_best_weights_come_out_of_the_checkpoint_that_a_run_goes_on_from(
     assert whole.finish() == again.finish() == 2
     for one, other in zip(whole.work.inner.parameters(), again.work.inner.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_best_weights_are_written_without_a_copy_and_given_back_once_they_are_on_the_disk(model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Step 2 is the best when checkpoint 3 begins, and step 4 is better while it is being written."""
+    loop = loop_that_finds(LOSSES | {4: 2.0}, model_of("llama"), tmp_path, save_every=3)
+    replaced, real, seen = Event(), snapshot._write, dict[str, Any]()
+
+    def late(path: Path, state: Any) -> None:
+        if path.name == "best-2.safetensors":
+            seen["written"] = state
+            assert replaced.wait(60)
+        real(path, state)
+
+    released: list[Any] = []
+
+    def taken_back() -> bool:
+        copies = [one for copy in released for one in (copy if isinstance(copy, list) else [copy])]
+        return any(copy is seen["best"] for copy in copies)
+
+    monkeypatch.setattr(snapshot, "_write", late)
+    monkeypatch.setattr(loop.memory, "release", released.append)
+    evaluated = loop.on_evaluation
+
+    def on_evaluation(step: int, loss: float) -> bool:
+        if step == 3:
+            assert loop.best is not None
+            seen["best"] = loop.best.weights
+        if step == 4:
+            assert not taken_back()
+            replaced.set()
+        return evaluated(step, loss)
+
+    loop.on_evaluation = on_evaluation
+    loop.run()
+    loop.writer.wait()
+    assert seen["written"] is seen["best"] and taken_back()
 
 
 def test_the_best_weights_stand_once_on_the_disk(model_of: Any, tmp_path: Path) -> None:
