@@ -14,8 +14,10 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate.utils import recursively_apply
 from torch import Tensor
@@ -24,6 +26,33 @@ _THREADS = 2  # more take the cores from what is compiled meanwhile (docs/log.md
 _REGION = 2**30  # bytes that are pinned at once; the driver is busy meanwhile
 _SLICE = 2**26  # bytes that a thread writes to at once
 _ALIGNED = 512  # bytes
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def free_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes that this process may still take of the host's memory.
+
+    A container's limit counts the page cache as used, although the kernel gives up what is on the disk already when memory is
+    asked for. A run's own checkpoints must not count as memory that is taken: those of a 3B model are 41 GB each.
+    """
+    free: int = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # "max" is no number: no limit
+        limit, used = (int((cgroup / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used + _reclaimable(cgroup / "memory.stat"))
+    return free
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of a container's page cache that are on the disk too; 0 where `stat` does not say."""
+    try:
+        numbers = {name: int(value) for name, value in map(str.split, stat.read_text().splitlines())}
+        cached, not_on_disk = (
+            sum(numbers[name] for name in names)
+            for names in (("active_file", "inactive_file"), ("file_dirty", "file_writeback"))
+        )
+    except (OSError, ValueError, KeyError):
+        return 0
+    return max(0, cached - not_on_disk)
 
 
 class HostMemory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -151,3 +152,27 @@ def test_memory_that_is_wanted_no_more_is_not_taken(driver: Driver, monkeypatch:
     assert memory._taking is not None and not memory._taking.daemon  # which aborts a process that ends meanwhile
     memory._taking.join()
     assert memory.has([on_gpu(1000)]) and not memory.has([on_gpu(1001)]) and len(driver.sizes) == 1
+
+
+@pytest.mark.parametrize(("limit", "free"), [(None, 8192), (("9000", "2000"), 7000), (("max", "2000"), 8192)])
+def test_free_memory_is_the_systems_or_less_where_a_container_is_limited(limit: tuple[str, str] | None, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8192))
+    for name, value in zip(("memory.max", "memory.current"), limit or (), strict=False):
+        (tmp_path / name).write_text(value + "\n")
+    assert host_memory.free_memory(tmp_path) == free
+
+
+@pytest.mark.parametrize(
+    ("stat", "free"),
+    [
+        ("anon 1500\nfile 5500\nactive_file 1000\ninactive_file 4000\nfile_dirty 300\nfile_writeback 200\n", 6500),
+        ("active_file 100\ninactive_file 100\nfile_dirty 300\nfile_writeback 0\n", 2000),  # not read at one moment
+        ("active_file 1000\n", 2000),
+        ("garbage\n", 2000),
+    ],
+)
+def test_page_cache_that_is_on_the_disk_is_free_memory_of_a_container(stat: str, free: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=8192))
+    for name, value in (("memory.max", "9000\n"), ("memory.current", "7000\n"), ("memory.stat", stat)):
+        (tmp_path / name).write_text(value)
+    assert host_memory.free_memory(tmp_path) == free
