@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.attention.mask import Span
+from app.data.tokenize import token_ids
 from app.model.load import Loaded
 from jobs.errors import DataError
 
@@ -37,11 +38,7 @@ def _ids(tokenizer: Any, texts: Sequence[str], special: bool = True) -> list[lis
     distinct = list(dict.fromkeys(texts))
     if not distinct:
         return []
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.truncation or backend.padding:
-        encoded = tokenizer(distinct, add_special_tokens=special)["input_ids"]
-    else:  # the same ids without character offsets, which take more than half of the time
-        encoded = [one.ids for one in backend.encode_batch_fast(distinct, add_special_tokens=special)]
+    encoded = token_ids(tokenizer, distinct, special)
     ids = dict(zip(distinct, encoded, strict=True))
     return [ids[text] for text in texts]
 

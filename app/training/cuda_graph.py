@@ -46,8 +46,8 @@ class Graphs:
     """
 
     def __init__(self) -> None:
-        # Held during each capture. No thread may free what torch's allocator has pinned meanwhile: it then records an event on
-        # the capturing stream, whose later query is an "invalid argument" for every pinned allocation of the process.
+        # Held during each capture: a thread that pins memory meanwhile could spoil it. None may free what torch's allocator has
+        # pinned: it then records an event on the capturing stream, whose query fails for every pinned allocation to come.
         self.alone: AbstractContextManager[Any] = nullcontext()
         self._pool = torch.cuda.graph_pool_handle()
         self._seen: dict[tuple[object, ...], _Captured | None] = {}

@@ -1,17 +1,15 @@
 """Pinned memory of the host for copies of a training's state: taken once, in a thread, and handed out again and again.
 
-A GPU copies into pinned memory at 55 GB/s, but to get it takes longer than everything else about a checkpoint: 41 GB of a 3B
-model 20 s from torch's allocator, in which each launch of a kernel waits for the driver (docs/log.md). Here threads write to the
-pages first, so that pinning them is all that is left to the driver. torch's allocator also gives up what it keeps at each
-capture of a CUDA graph.
+A GPU copies into pinned memory at 55 GB/s, but training would have to wait until it is there: torch's allocator gets the 41 GB of
+a 3B model's checkpoint in 20 s, in which launches wait for the driver, and gives them up again at each capture of a CUDA graph
+(docs/log.md). Here threads write to the pages first, so that pinning them is all that is left to the driver.
 """
 
 import ctypes
 import mmap
 import threading
-import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +18,14 @@ from typing import Any
 import psutil
 import torch
 from accelerate.utils import recursively_apply
-from torch import Tensor
+from torch import Tensor, nn
 
 _THREADS = 2  # more take the cores from what is compiled meanwhile (docs/log.md)
 _REGION = 2**30  # bytes that are pinned at once; the driver is busy meanwhile
 _SLICE = 2**26  # bytes that a thread writes to at once
 _ALIGNED = 512  # bytes
 _CGROUP = Path("/sys/fs/cgroup")
+_PLAIN = (Tensor, nn.Parameter)  # a moment of 8 bits seems to be float32
 
 
 def free_memory(cgroup: Path = _CGROUP) -> int:
@@ -62,9 +61,9 @@ class HostMemory:
     """
 
     def __init__(self) -> None:
-        self.pinning = threading.Lock()  # held while the driver pins: no CUDA graph may be captured meanwhile
+        self.pinning = threading.Lock()  # held while the driver pins
         self._free: dict[int, list[Tensor]] = {}
-        self._own: set[int] = set()  # addresses of all blocks
+        self._lent: set[int] = set()  # addresses of the blocks that copies are in
         self._lock = threading.Lock()
         self._taking: threading.Thread | None = None
         self._stopped = False
@@ -92,32 +91,29 @@ class HostMemory:
     def _take(self, sizes: list[int]) -> None:
         with ThreadPoolExecutor(_THREADS) as pool, suppress(OSError):  # no memory: copies are made elsewhere
             for some in _regions(sizes):
-                if self._stopped:
+                region = None if self._stopped else self._pinned(sum(map(_padded, some)), pool)
+                if region is None:
                     return
-                region = self._pinned(sum(map(_padded, some)), pool)
                 at = 0
                 for size in some:
-                    self._own.add(region.data_ptr() + at)
                     self._give(region[at : at + size])
                     at += _padded(size)
 
-    def _pinned(self, size: int, pool: ThreadPoolExecutor) -> Tensor:
-        """Bytes that are pinned for as long as they are referred to; not pinned, and right, where the driver refuses."""
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # 512 times fewer pages; none to be copied for a child
+    def _pinned(self, size: int, pool: ThreadPoolExecutor) -> Tensor | None:
+        """Bytes that are pinned for as long as they are referred to; None where the driver refuses."""
+        region = _Region(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # 512 times fewer pages; a child gets none
             with suppress(OSError):  # a kernel without it
-                memory.madvise(advice)
-        found = torch.frombuffer(memory, dtype=torch.uint8)
-        address = found.data_ptr()
+                region.madvise(advice)
+        found = torch.frombuffer(region, dtype=torch.uint8)
+        address, driver = found.data_ptr(), torch.cuda.cudart()
         starts = range(0, size, _SLICE)
-        list(
-            pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts)
-        )  # lets other threads run
-        driver = torch.cuda.cudart()
+        # Other Python threads run meanwhile.
+        list(pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts))
         with self.pinning:
-            refused = int(driver.cudaHostRegister(address, size, 0))
-        if not refused:  # at the end of the process the system gives everything back by itself
-            weakref.finalize(memory, driver.cudaHostUnregister, address).atexit = False
+            if int(driver.cudaHostRegister(address, size, 0)) != 0:
+                return None
+        region.unpin = lambda: driver.cudaHostUnregister(address)
         return found
 
     # ---- copies
@@ -131,20 +127,26 @@ class HostMemory:
         return found
 
     def copying(self, state: Any) -> "Copying":
-        """Begin a copy beside what the GPU does next, which must not change `state`; where no block is free, once it is taken."""
+        """Begin a copy beside what the GPU does next, which must not change `state`; where blocks lack, once it is taken."""
         return Copying(self, state)
 
     def has(self, state: Any) -> bool:
-        """Whether there are free blocks for all of `state`."""
-        wanted = Counter(_sizes(state))
+        """Whether there are free blocks for all of `state`, which is on a GPU."""
+        return bool(_sizes(state)) and self.lacking(state) == 0
+
+    def lacking(self, state: Any) -> int:
+        """Bytes that a copy of `state` takes beside the free blocks."""
+        sizes = Counter(_sizes(state))
         with self._lock:
-            return bool(wanted) and all(len(self._free.get(size, ())) >= count for size, count in wanted.items())
+            held = sum(size * min(count, len(self._free.get(size, ()))) for size, count in sizes.items())
+        return size_of(state) - held
 
     def release(self, state: Any) -> None:
         """Take back the blocks of a copy that nobody reads any more."""
 
         def back(tensor: Tensor) -> Tensor:
-            if tensor.data_ptr() in self._own:
+            if tensor.data_ptr() in self._lent:
+                self._lent.remove(tensor.data_ptr())
                 self._give(tensor.view(-1).view(torch.uint8))
             return tensor
 
@@ -157,8 +159,10 @@ class HostMemory:
     def _copied(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
         with self._lock:
-            blocks = self._free.get(tensor.nbytes) if tensor.is_cuda and tensor.is_contiguous() else None
+            blocks = self._free.get(tensor.nbytes) if _takes_block(tensor) else None
             block = blocks.pop() if blocks else None
+        if block is not None:
+            self._lent.add(block.data_ptr())
         return copy_into(block, tensor)
 
 
@@ -184,6 +188,16 @@ class Copying:
             self._memory.release(self.take())
 
 
+class _Region(mmap.mmap):
+    """Memory that is pinned until just before it is unmapped."""
+
+    unpin: Callable[[], object] | None = None
+
+    def __del__(self) -> None:
+        if self.unpin is not None:
+            self.unpin()
+
+
 def copy_into(block: Tensor | None, tensor: Tensor) -> Tensor:
     """A copy of `tensor` in a block of as many bytes, which may still be under way; whole, in memory of its own, without one."""
     if block is None:
@@ -191,11 +205,22 @@ def copy_into(block: Tensor | None, tensor: Tensor) -> Tensor:
     return block.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
 
 
+def size_of(state: Any) -> int:
+    """Bytes of its tensors."""
+    sizes: list[int] = []
+    recursively_apply(lambda tensor: sizes.append(tensor.nbytes), state)
+    return sum(sizes)
+
+
+def _takes_block(tensor: Tensor) -> bool:
+    return tensor.is_cuda and type(tensor) in _PLAIN and tensor.is_contiguous() and tensor.nbytes > 0
+
+
 def _sizes(state: Any) -> list[int]:
     """Bytes of the tensors that get a block."""
     sizes: list[int] = []
-    recursively_apply(lambda tensor: sizes.append(tensor.nbytes * tensor.is_cuda), state)
-    return [size for size in sizes if size]
+    recursively_apply(lambda tensor: sizes.append(tensor.nbytes) if _takes_block(tensor) else None, state)
+    return sizes
 
 
 def _padded(size: int) -> int:

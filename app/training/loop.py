@@ -129,9 +129,9 @@ class TrainingLoop:
     def _reserve(self) -> None:
         """Memory for copies of a checkpoint and of the best weights: a thread takes it beside all that is compiled."""
         if self.ranks.main and not self.work.fsdp:
-            weights = self.work.weights()
-            saves, keeps = self.train.save_every <= self.train.max_steps, self.train.keep == "best"
-            self.writer.reserve(*[weights, self.work.optimizer.state_dict()] * saves, *[weights] * keeps)
+            weights, every, total = self.work.weights(), self.train.save_every, self.train.max_steps
+            saves, keeps = self.step // every < total // every, self.train.keep == "best" and self.step < total
+            self.writer.reserve(*[(weights, self.work.optimizer.state_dict())] * saves, *[weights] * keeps)
 
     def _on_error(self, kind: type[BaseException] | None, *_: Any) -> None:
         """An error ends training only after the checkpoint that is being written is complete."""
@@ -238,6 +238,8 @@ class TrainingLoop:
     def _save(self) -> None:
         """A checkpoint of this step: copied now, written while training goes on."""
         self.recorder.heartbeat.phase("save")
+        if self.stopped:  # by a host that does not wait long
+            self.memory.stop()
         here = self.directory / f"checkpoint-{self.step}"
         if self.ranks.main:
             self.writer.wait()

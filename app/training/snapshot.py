@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import recursively_apply
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,17 +22,11 @@ from torch.optim import Optimizer
 
 from app.runtime.progress import waiting
 from app.training import checkpoint
-from app.training.host_memory import HostMemory, free_memory
+from app.training.host_memory import HostMemory, free_memory, size_of
 from jobs.errors import CheckpointError
 
 WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
 _SPARE = 1.25  # of the memory that a copy takes, that has to be free
-
-
-def size_of(state: Any) -> int:
-    sizes: list[int] = []
-    recursively_apply(lambda tensor: sizes.append(tensor.nbytes), state)
-    return sum(sizes)
 
 
 class Writer:
@@ -69,7 +62,7 @@ class Writer:
         for name, source in links.items():
             _link(source, here / name)
         self.memory.settle()
-        copied = self.memory.has(files) or size_of(files) * _SPARE <= free_memory()
+        copied = self.memory.lacking(files) * _SPARE <= free_memory()
         held = self.memory.copy(files) if copied else files
         whole = {**held, **unchanging}
 
@@ -78,7 +71,8 @@ class Writer:
             with ThreadPoolExecutor(len(whole) or 1) as pool:
                 written = (pool.map if copied else map)(_write, [here / name for name in whole], whole.values())
                 list(written)  # raises the error of a file
-            self.memory.release(held)
+            if copied:
+                self.memory.release(held)
             checkpoint.mark_complete(here)
             done()
 

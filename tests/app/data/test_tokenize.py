@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from app.data.records import Example
 from app.data.tokenize import cut, encode
@@ -41,7 +41,15 @@ def test_bos_is_added_once_and_a_closing_token_is_not_doubled() -> None:
         assert (prompt, response) == ([3, 4], [5, 6]), template
 
 
-@pytest.mark.parametrize("setting", ["none", "split_special_tokens", "truncation", "padding"])
+class OwnWay(PreTrainedTokenizerFast):
+    """It makes more of a text than its backend does, as CodeLlama's tokenizer."""
+
+    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        other = [one.replace("b", "d") for one in text] if isinstance(text, list) else text.replace("b", "d")
+        return super()._encode_plus(other, *args, **kwargs)
+
+
+@pytest.mark.parametrize("setting", ["none", "split_special_tokens", "truncation", "padding", "own way"])
 def test_ids_are_those_of_the_tokenizers_own_call(setting: str) -> None:
     def made() -> Any:  # anew: a call leaves the settings of its backend as it needs them
         tokenizer = word_tokenizer("<s> $A")
@@ -50,6 +58,8 @@ def test_ids_are_those_of_the_tokenizers_own_call(setting: str) -> None:
             tokenizer.backend_tokenizer.enable_truncation(3)
         if setting == "padding":
             tokenizer.backend_tokenizer.enable_padding(length=9)
+        if setting == "own way":
+            tokenizer.__class__ = OwnWay
         return tokenizer
 
     prompt, answer = "a </s> b Answer:", " c d"

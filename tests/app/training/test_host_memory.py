@@ -13,46 +13,12 @@ import torch
 
 from app.training import host_memory
 from app.training.host_memory import HostMemory
+from tests.app.fakes.gpu_memory import Driver, OnGpu, on_gpu
 
 
-class OnGpu(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    is_cuda = True
-
-
-class Driver:
-    """Of each call to register memory its size, and which addresses are registered."""
-
-    def __init__(self, refuses: bool) -> None:
-        self.refuses, self.sizes, self.registered = refuses, list[int](), set[int]()
-
-    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
-        self.sizes.append(size)
-        if not self.refuses:
-            self.registered.add(address)
-        return 2 if self.refuses else 0
-
-    def cudaHostUnregister(self, address: int) -> int:
-        self.registered.remove(address)
-        return 0
-
-
-@pytest.fixture(params=[False, True], ids=["pinned", "refused"])
-def driver(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Driver:
-    found = Driver(request.param)
-    monkeypatch.setattr(torch.cuda, "cudart", lambda: found)
-    monkeypatch.setattr(host_memory, "_REGION", 3000)
-    monkeypatch.setattr(host_memory, "_SLICE", 700)
-    return found
-
-
-def on_gpu(*shape: int, value: float = 1.0) -> torch.Tensor:
-    return torch.full(shape, value).as_subclass(OnGpu)
-
-
-def reserved(*states: Any) -> HostMemory:
+def reserved(driver: Driver, *states: Any) -> HostMemory:
     memory = HostMemory()
+    driver.lock = memory.pinning
     memory.reserve(states)
     memory.settle()
     return memory
@@ -83,7 +49,7 @@ def test_a_copy_that_no_block_is_free_for_is_made_when_it_is_taken() -> None:
 def test_copies_are_made_in_blocks_that_were_reserved_and_given_back(driver: Driver) -> None:
     half = torch.ones(64, dtype=torch.bfloat16).as_subclass(OnGpu)
     state = {"large": on_gpu(30, 40), "half": half, "again": on_gpu(1200), "small": on_gpu(7), "scalar": on_gpu()}
-    memory = reserved(state, state)
+    memory = reserved(driver, state, state)
     first, second = memory.copy(state), memory.copy(state)
     blocks = addresses(first) | addresses(second)
     assert not memory.has(state) and not addresses(first) & addresses(second)
@@ -91,9 +57,9 @@ def test_copies_are_made_in_blocks_that_were_reserved_and_given_back(driver: Dri
     third = memory.copy(state)  # none is left
     assert [float(copy["large"].mean()) for copy in (first, second, third)] == [1.0, 1.0, 2.0]
     assert first["half"].dtype == torch.bfloat16 and first["large"].shape == (30, 40)
-    memory.release(second)
-    memory.release(third)  # not its own
-    assert memory.has(state)
+    for again in (second, second, third):  # it is taken back already; it has no blocks
+        memory.release(again)
+    assert memory.has(state) and not memory.has([state, state])
     fourth = memory.copy(state)
     assert addresses(fourth) <= blocks, "each has a block: a copy of a small one that has none waits for all before it"
     assert float(first["large"].mean()) == 1.0
@@ -101,42 +67,64 @@ def test_copies_are_made_in_blocks_that_were_reserved_and_given_back(driver: Dri
 
 def test_blocks_of_a_region_do_not_overlap(driver: Driver) -> None:
     states = [on_gpu(size, value=float(i)) for i, size in enumerate([100, 33, 129, 700, 26, 600, 100])]
-    memory = reserved(states)
+    memory = reserved(driver, states)
     assert sum(driver.sizes) == sum(-(-4 * len(one) // 512) * 512 for one in states) and len(driver.sizes) == 3
     copies = memory.copy(states)
     assert [set(copy.tolist()) for copy in copies] == [{float(i)} for i in range(7)]
 
 
 def test_memory_that_nothing_refers_to_is_pinned_no_more(driver: Driver) -> None:
-    memory = reserved([on_gpu(100), on_gpu(2000)])
+    memory = reserved(driver, [on_gpu(100), on_gpu(2000)])
     held = memory.copy([on_gpu(2000)])
-    assert len(driver.registered) == (0 if driver.refuses else 2)
+    assert len(driver.registered) == 2
     del memory
     gc.collect()
-    assert len(driver.registered) == (0 if driver.refuses else 1) and float(held[0].sum()) == 2000.0
+    assert len(driver.registered) == 1 and float(held[0].sum()) == 2000.0
     del held
     gc.collect()
     assert not driver.registered
 
 
-def test_a_host_without_the_memory_copies_elsewhere(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_copy_takes_beside_the_blocks_is_counted(driver: Driver) -> None:
+    memory = reserved(driver, [on_gpu(100), on_gpu(200)])
+    assert memory.lacking([on_gpu(100), on_gpu(200)]) == 0
+    assert memory.lacking([on_gpu(100), on_gpu(100), on_gpu(300), torch.ones(50), 7]) == 400 + 1200 + 200
+    assert memory.lacking({"w": torch.ones(50)}) == 200 and not memory.has({"w": torch.ones(50)})
+
+
+def test_a_tensor_that_is_another_than_it_seems_gets_no_block(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment of 8 bits has the size of a weight, and a block would make it float32."""
+    memory = reserved(driver, [on_gpu(100)])
+    monkeypatch.setattr(host_memory, "_PLAIN", (torch.Tensor,))
+    assert not memory.has([on_gpu(100)]) and type(memory.copy([on_gpu(100)])[0]) is OnGpu
+
+
+@pytest.mark.parametrize("lacks", ["memory", "driver"])
+def test_a_host_that_gives_no_such_memory_copies_elsewhere(
+    lacks: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(host_memory.mmap, "mmap", full)
-    memory = reserved([on_gpu(100)])
-    assert not memory.has([on_gpu(100)]) and memory.copy([on_gpu(100)])[0].tolist() == [1.0] * 100
+    driver.refuses = lacks == "driver"
+    if lacks == "memory":
+        monkeypatch.setattr(host_memory, "_Region", full)
+    memory = reserved(driver, [on_gpu(1000), on_gpu(1001)])
+    assert len(driver.sizes) == (lacks == "driver"), "it is asked once"
+    assert not memory.has([on_gpu(1000)]) and memory.copy([on_gpu(100)])[0].tolist() == [1.0] * 100
 
 
 def test_a_cpu_and_empty_tensors_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "cudart", lambda: SimpleNamespace())
-    memory = reserved([torch.ones(1000)], [on_gpu(0)])
+    memory = HostMemory()
+    memory.reserve([[torch.ones(1000)], [on_gpu(0)]])
     assert memory._taking is None and not memory.has([torch.ones(1000)])
     assert memory.copy([on_gpu(0)])[0].shape == (0,)
 
 
 def test_memory_that_is_wanted_no_more_is_not_taken(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, first, stopped = HostMemory(), Event(), Event()
+    driver.lock = memory.pinning
     pinned = memory._pinned
 
     def slow(*arguments: Any) -> torch.Tensor:

@@ -209,15 +209,17 @@ def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile
         assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize(("settings", "copies"), [({"save_every": 2, "keep": "best"}, 3), ({"save_every": 2, "keep": "last"}, 2),
-                                                  ({"save_every": 4, "keep": "best"}, 1)])  # fmt: skip
-def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(settings: dict[str, Any], copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("every", "keep", "step", "copies"), [(2, "best", 0, 2), (2, "last", 0, 1), (4, "best", 0, 1), (2, "best", 2, 1)]
+)
+def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(every: int, keep: str, step: int, copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Of weights and moments for checkpoints, and of the best weights. An error too ends the thread that takes it."""
 
     def broken(passes: Any) -> None:
         raise OSError("no kernel")
 
-    loop = prepared_loop(model_of("llama"), tmp_path, max_steps=3, **settings)
+    loop = prepared_loop(model_of("llama"), tmp_path, max_steps=3, save_every=every, keep=keep)
+    loop.step = step  # of a checkpoint that it goes on from
     calls: list[str] = []
     monkeypatch.setattr(loop.writer, "reserve", lambda *states: calls.append(f"reserve {len(states)}"))
     monkeypatch.setattr(loop.memory, "stop", lambda: calls.append("stop"))
@@ -225,6 +227,17 @@ def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(settings: 
     with pytest.raises(OSError, match="no kernel"):
         loop.run()
     assert calls == [f"reserve {copies}", "stop"]
+
+
+def test_a_run_that_is_to_stop_waits_for_no_memory(
+    model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, calls = prepared_loop(model_of("llama"), tmp_path), list[str]()
+    monkeypatch.setattr(loop.memory, "stop", lambda: calls.append("stop"))
+    monkeypatch.setattr(loop.writer, "write", lambda *_, **__: calls.append("write"))
+    loop.stopped = True
+    loop._save()
+    assert calls == ["stop", "write"]
 
 
 # ---- which weights are kept ------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event, get_ident
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from app.training import snapshot
 from jobs.errors import CheckpointError
+from tests.app.fakes.gpu_memory import Driver, on_gpu
 
 
 @pytest.mark.parametrize(("free", "reserved"), [(10**9, "abc"), (1.25 * 700, "ab"), (1.25 * 500, "ac"), (100, "")])
@@ -20,6 +22,35 @@ def test_memory_is_taken_ahead_for_what_the_host_has_it_for(free: float, reserve
     monkeypatch.setattr(writer.memory, "reserve", asked.extend)
     writer.reserve(*states.values())
     assert asked == [states[name] for name in reserved]
+
+
+def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_gives_them_back(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    free = [10**9]
+    monkeypatch.setattr(snapshot, "free_memory", lambda: free[0])
+    files = {"model.safetensors": {"w": on_gpu(1000)}, "optimizer.pt": {"m": on_gpu(2000)}}
+    writer, threads = snapshot.Writer(), list[int]()
+    driver.lock = writer.memory.pinning
+    monkeypatch.setattr(snapshot, "_write", lambda path, state: threads.append(get_ident()))
+    pinned, asked = writer.memory._pinned, Event()
+
+    def slow(*arguments: Any) -> Any:
+        assert asked.wait(60)
+        return pinned(*arguments)
+
+    monkeypatch.setattr(writer.memory, "_pinned", slow)
+    settle = writer.memory.settle
+    monkeypatch.setattr(writer.memory, "settle", lambda: asked.set() or settle())  # type: ignore[func-returns-value]
+    writer.reserve(files)
+    free[0] = 0
+    writer.write(tmp_path / "1", files, {}, {}, lambda: None)  # it waits for its blocks
+    writer.wait()
+    assert len(threads) == 2 and get_ident() not in threads and writer.memory.has(files)
+    writer.write(tmp_path / "2", files | {"more": {"w": on_gpu(10)}}, {}, {}, lambda: None)
+    assert threads[2:] == [get_ident()] * 3, "out of the GPU's memory: there is none for a copy of the third file"
+    free[0] = 50
+    writer.write(tmp_path / "3", files | {"more": {"w": on_gpu(10)}}, {}, {}, lambda: None)
+    writer.wait()
+    assert len(threads) == 8 and get_ident() not in threads[5:] and writer.memory.has(files)
 
 
 def test_a_file_that_is_no_file_of_ours_is_refused_with_a_remedy(tmp_path: Path) -> None:
