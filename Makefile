@@ -248,7 +248,7 @@ mutants: $(DEV) $(MUTMUT) ## Break the judgement line by line and list the chang
 
 .PHONY: bench-all bench-stages bench-score bench-train bench-gpus
 bench-stages: $(DEV) ## The real stages of PROFILE at their own settings, by phase; against a commit: make bench-stages BASE=HEAD~1
-	$(PYTHON) -m benchmarks.stages $(of_profile) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET)) $(if $(BASE),--base '$(BASE)') $(ARGS)
+	$(PYTHON) -m benchmarks.stages $(if $(findstring --shape,$(ARGS)),,$(of_profile)) $(if $(LIMIT),--limit $(LIMIT)) $(call sets,$(SET)) $(if $(BASE),--base '$(BASE)') $(ARGS)
 bench-train: $(DEV) ## Training speed: prefix, causal, the reference's way, padded batches; writes runs/bench-train.json
 	$(PYTHON) -m benchmarks.train $(if $(DEVICE),--device $(DEVICE)) $(ARGS)
 bench-score: $(DEV) ## Scoring speed against one sequence at a time and lm-evaluation-harness; writes runs/bench-score.json

@@ -52,7 +52,7 @@ def write_profile(directory: Path, shape: str, device: str, examples: int = EXAM
 def _rows(tokenizer: Any, count: int) -> list[dict[str, str]]:
     """Instructions and outputs in the lengths of benchmarks.train, the chat's frame included.
 
-    Each word is one token, and after each come four others, so that a loss falls throughout a long training.
+    Each word is one token, and one of four others follows it, so that a loss falls throughout a long training.
     """
     words = [
         word
