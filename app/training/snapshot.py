@@ -71,8 +71,7 @@ class Writer:
             with ThreadPoolExecutor(len(whole) or 1) as pool:
                 written = (pool.map if copied else map)(_write, [here / name for name in whole], whole.values())
                 list(written)  # raises the error of a file
-            if copied:
-                self.memory.release(held)
+            self.memory.release(held)
             checkpoint.mark_complete(here)
             done()
 

@@ -122,6 +122,31 @@ def test_a_cpu_and_empty_tensors_take_no_memory(monkeypatch: pytest.MonkeyPatch)
     assert memory.copy([on_gpu(0)])[0].shape == (0,)
 
 
+def test_a_copy_waits_for_its_blocks(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is not pinned, taken at once, takes longer."""
+    memory, asked = HostMemory(), Event()
+    driver.lock = memory.pinning
+    pinned, settle = memory._pinned, memory.settle
+
+    def slow(*arguments: Any) -> torch.Tensor | None:
+        assert asked.wait(60)
+        return pinned(*arguments)
+
+    def settled() -> None:
+        asked.set()
+        settle()
+
+    monkeypatch.setattr(memory, "_pinned", slow)
+    monkeypatch.setattr(memory, "settle", settled)
+    memory.reserve([on_gpu(1000)])
+    copy = memory.copy([on_gpu(1000)])
+    asked.set()
+    settle()
+    assert not memory.has([on_gpu(1000)]), "it is in the block"
+    memory.release(copy)
+    assert memory.has([on_gpu(1000)])
+
+
 def test_memory_that_is_wanted_no_more_is_not_taken(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     memory, first, stopped = HostMemory(), Event(), Event()
     driver.lock = memory.pinning
