@@ -42,9 +42,8 @@ def encode(examples: Sequence[Example], tokenizer: Any) -> tuple[list[list[Ids]]
 def token_ids(tokenizer: Any, texts: list[str], special: bool) -> list[Ids]:
     """As `tokenizer(texts, add_special_tokens=special)["input_ids"]`, in half the time where its backend alone makes them."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    by = next(
-        (cls.__module__ for cls in type(tokenizer).__mro__ if "_encode_plus" in vars(cls)), ""
-    )  # CodeLlama has its own
+    # Some encode in a way of their own, as CodeLlama's does.
+    by = next((cls.__module__ for cls in type(tokenizer).__mro__ if "_encode_plus" in vars(cls)), "")
     # The tokenizer's own call sets these as it needs them.
     settled = backend is not None and not (backend.truncation or backend.padding) and (
         backend.encode_special_tokens == tokenizer.split_special_tokens)  # fmt: skip

@@ -183,9 +183,8 @@ class TrainingLoop:
         self.recorder.heartbeat.phase("evaluate")
         model, device = self.work.inner, self.work.device
         keeps = self.train.keep == "best" and self.step > 0
-        improves = (
-            self.best is None or self.best.step == self._evaluated
-        )  # so far: a copy in vain takes a slow bus seconds
+        # A copy in vain takes seconds on a slow bus: none is begun once the loss falls no more.
+        improves = self.best is None or self.best.step == self._evaluated
         ahead = keeps and improves and self.ranks.main and not self.work.fsdp
         copy = self.memory.copying(self.work.weights()) if ahead else None  # an evaluation changes none
         sums: list[tuple[Tensor, int]] = []
