@@ -1,7 +1,7 @@
 """Checkpoints of a run in progress, and the finished model.
 
     model.safetensors       the trained weights, by their names in the model; under FSDP pytorch_model_fsdp.bin
-    optimizer.pt            the optimiser's state; under FSDP optimizer.bin
+    optimizer.pt            the optimiser's state, unless training is over; under FSDP always, as optimizer.bin
     rng_state.pth           torch's random numbers; of one of several processes rng_state_N.pth
     best-STEP.safetensors   with `train.keep: best`, the weights of the best evaluation so far, where they are not these
 

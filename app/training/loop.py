@@ -103,7 +103,7 @@ class TrainingLoop:
             self.recorder.begin(self.step, total)
             stack.callback(self.recorder.close)
             passes = self._passes()
-            while self.step < total and not (self.stopped or self.ended):
+            while not (self._over or self.stopped):
                 with self.at_first() if self._first else nullcontext():
                     self._launch(passes)
                 passes = self._passes()  # of the next step, while the device is busy with this one
@@ -127,11 +127,20 @@ class TrainingLoop:
             self.recorder.beat(self.step, total, force=True)
 
     def _reserve(self) -> None:
-        """Memory for copies of a checkpoint and of the best weights: a thread takes it beside all that is compiled."""
+        """Memory for copies: of a checkpoint, of the best weights, of those that may be better while both are needed.
+
+        A thread takes it beside all that is compiled.
+        """
         if self.ranks.main and not self.work.fsdp:
             weights, every, total = self.work.weights(), self.train.save_every, self.train.max_steps
-            saves, keeps = self.step // every < total // every, self.train.keep == "best" and self.step < total
-            self.writer.reserve(*[(weights, self.work.optimizer.state_dict())] * saves, *[weights] * keeps)
+            saves = self.step // every < (total - 1) // every  # before the last step, whose checkpoint is weights alone
+            keeps = self.train.keep == "best" and self.step < total
+            self.writer.reserve(*[(weights, self.work.optimizer.state_dict())] * saves, *[weights, weights] * keeps)
+
+    @property
+    def _over(self) -> bool:
+        """Whether no step is to follow, now or after an interruption."""
+        return self.step >= self.train.max_steps or self.ended
 
     def _on_error(self, kind: type[BaseException] | None, *_: Any) -> None:
         """An error ends training only after the checkpoint that is being written is complete."""
@@ -250,16 +259,21 @@ class TrainingLoop:
         self.ranks.wait()
         if self.ranks.main:
             files: dict[str, Any] = {}
-            best: dict[str, Any] = {}
+            held: dict[str, Any] = {}  # on the host already
             links: dict[str, Path] = {}
-            if not self.work.fsdp:
-                files = {snapshot.WEIGHTS: self.work.weights(), snapshot.OPTIMIZER: self.work.optimizer.state_dict()}
             if self.best is not None and (self.best.step != self.step or self.work.fsdp):
                 links = snapshot.best_on_disk(self.directory, self.best.step)
-                best = {} if links else {snapshot.best_name(self.best.step): self.best.weights}
+                held = {} if links else {snapshot.best_name(self.best.step): self.best.weights}
+            elif self.best is not None:
+                held = {snapshot.WEIGHTS: self.best.weights}
+            if not self.work.fsdp:
+                if snapshot.WEIGHTS not in held:
+                    files[snapshot.WEIGHTS] = self.work.weights()
+                if not self._over:  # two thirds of a checkpoint, which no step would read
+                    files[snapshot.OPTIMIZER] = self.work.optimizer.state_dict()
             keep = self.train.keep_checkpoints
             self.writer.write(
-                here, files, best, links, done=lambda: checkpoint.prune(self.directory, keep, self.on_checkpoint(here))
+                here, files, held, links, done=lambda: checkpoint.prune(self.directory, keep, self.on_checkpoint(here))
             )
         if self.stopped:
             self.writer.wait()
@@ -270,14 +284,15 @@ class TrainingLoop:
         Raises:
             CheckpointError: it is of another version of this program, or of another stage.
         """
+        self.step = checkpoint.step_of(here)
         if self.work.fsdp:
             fsdp.restore(self.accelerator, self.work.model, self.work.optimizer, here)
         else:
             path = here / snapshot.WEIGHTS
             self.work.put_weights(snapshot.named_alike(snapshot.load_tensors(path), self.work.inner, path))
-            snapshot.load_optimizer(self.work.optimizer, here / snapshot.OPTIMIZER)
+            if not self._over:
+                snapshot.load_optimizer(self.work.optimizer, here / snapshot.OPTIMIZER)
         snapshot.load_rng(here, self.ranks.rank, self.ranks.world)
-        self.step = checkpoint.step_of(here)
         later = [pair for pair in evaluations if pair[0] > 0]
         if self.train.keep == "best" and later:
             step, loss = min(later, key=lambda pair: pair[1])

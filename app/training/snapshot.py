@@ -39,7 +39,8 @@ class Writer:
         self.memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._read_still: list[Any] = []  # copies that are no more wanted
+        self._reading: list[Any] = []  # copies of others, which the thread writes
+        self._read_still: list[Any] = []  # of these, what nobody else wants any more
 
     def reserve(self, *states: Any) -> None:
         """Begin to take memory for a copy of each of `states`, as far as the host has it."""
@@ -77,12 +78,13 @@ class Writer:
 
         if not copied:
             return work()
+        self._reading = list(unchanging.values())
         self._thread = threading.Thread(target=self._guarded, args=(work,), name="checkpoint")
         self._thread.start()
 
     def give_back(self, copy: Any) -> None:
         """Take back the memory of a copy that only a checkpoint which is being written may still read."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive() and any(copy is one for one in self._reading):
             self._read_still.append(copy)
         else:
             self.memory.release(copy)
@@ -100,7 +102,7 @@ class Writer:
                 self._thread.join()
             self._thread = None
         self.memory.release(self._read_still)
-        self._read_still = []
+        self._reading, self._read_still = [], []
         error, self._error = self._error, None
         if error is not None:
             raise error

@@ -242,12 +242,12 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if at is not None:
         log.info(f"resuming from {at}")
         heartbeat.phase("load")
+        loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
         with waiting("load the checkpoint"):
             loop.restore(at, evaluations.losses)
         if data.streamed:
             with waiting(f"read the streams up to step {loop.step}"):
                 schedule.skip(loop.step, lambda: heartbeat.beat(loop.step, section.max_steps, "data"))
-        loop.ended = evaluations.plateau.stop  # what ended this training had been seen before it was interrupted
     with always_compiled(model):
         loop.run()
     if loop.stopped:

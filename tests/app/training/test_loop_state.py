@@ -85,10 +85,11 @@ def test_a_restored_loop_goes_on_as_if_nothing_had_happened(how: str, model_of: 
 def test_checkpoints_fit_the_other_way_of_stepping(model_of: Any, tmp_path: Path) -> None:
     """A run that began on a GPU goes on on a CPU, and the other way round."""
     masters = lambda m: MasterAdamW(parameter_groups(m, 0.1), lr=1e-3, halved=linear_weights(m))  # noqa: E731
-    first = prepared_loop(model_of("llama"), tmp_path, optimizer=masters, max_steps=2, save_every=2, bf16=True)
+    first = prepared_loop(model_of("llama"), tmp_path, optimizer=masters, max_steps=3, save_every=2, bf16=True)
+    first._beat = lambda step: setattr(first, "stopped", step == 2)  # type: ignore[method-assign]
     first.run()
     first.writer.wait()
-    second = prepared_loop(model_of("llama"), tmp_path / "other", max_steps=4, save_every=4, weight_decay=0.1)
+    second = prepared_loop(model_of("llama"), tmp_path / "other", max_steps=5, save_every=4, weight_decay=0.1)
     second.restore(tmp_path / "checkpoints" / "checkpoint-2", [])
     assert second.work.optimizer.param_groups[0]["weight_decay"] == 0.1
     first.finish()
@@ -96,7 +97,7 @@ def test_checkpoints_fit_the_other_way_of_stepping(model_of: Any, tmp_path: Path
         assert torch.equal(one, other)
     second.run()
     second.writer.wait()
-    third = prepared_loop(model_of("llama"), tmp_path / "third", optimizer=masters, max_steps=4, bf16=True)
+    third = prepared_loop(model_of("llama"), tmp_path / "third", optimizer=masters, max_steps=5, bf16=True)
     third.restore(tmp_path / "other" / "checkpoints" / "checkpoint-4", [])
     assert isinstance(third.work.optimizer, MasterAdamW) and float(third.work.optimizer.steps) == 4
 
@@ -210,10 +211,11 @@ def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile
 
 
 @pytest.mark.parametrize(
-    ("every", "keep", "step", "copies"), [(2, "best", 0, 2), (2, "last", 0, 1), (4, "best", 0, 1), (2, "best", 2, 1)]
+    ("every", "keep", "step", "copies"),
+    [(2, "best", 0, 3), (2, "last", 0, 1), (4, "best", 0, 2), (2, "best", 2, 2), (3, "last", 0, 0), (3, "best", 0, 2)],
 )
 def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(every: int, keep: str, step: int, copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Of weights and moments for checkpoints, and of the best weights. An error too ends the thread that takes it."""
+    """Of weights and moments for checkpoints, twice of the best weights. An error too ends the thread that takes it."""
 
     def broken(passes: Any) -> None:
         raise OSError("no kernel")
@@ -343,6 +345,52 @@ def test_best_weights_are_written_without_a_copy_and_given_back_once_they_are_on
     loop.run()
     loop.writer.wait()
     assert seen["written"] is seen["best"] and taken_back()
+
+
+def test_the_checkpoint_of_the_best_step_writes_the_copy_that_is_there(
+    model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, seen = loop_that_finds(LOSSES, model_of("llama"), tmp_path, save_every=2), dict[str, Any]()
+    real = loop.writer.write
+
+    def write(here: Path, files: Any, held: Any, *rest: Any, **more: Any) -> None:
+        seen[here.name] = (
+            [*files],
+            {name: loop.best is not None and state is loop.best.weights for name, state in held.items()},
+        )
+        real(here, files, held, *rest, **more)
+
+    monkeypatch.setattr(loop.writer, "write", write)
+    loop.run()
+    loop.writer.wait()
+    assert seen["checkpoint-2"] == (["optimizer.pt"], {"model.safetensors": True})
+    assert seen["checkpoint-4"] == (["model.safetensors", "optimizer.pt"], {})  # the best is linked
+    assert seen["checkpoint-6"] == (["model.safetensors"], {})
+
+
+@pytest.mark.parametrize("ends", [3, 4])
+def test_the_checkpoint_after_which_no_step_follows_has_no_moments(ends: int, model_of: Any, tmp_path: Path) -> None:
+    """They are two thirds of it, and the stage's end would wait for them. ends: by an evaluation, or with the last step."""
+
+    def begun() -> TrainingLoop:
+        return prepared_loop(model_of("llama"), tmp_path, max_steps=4, save_every=1, eval_every=1, keep_checkpoints=9)
+
+    loop = begun()
+    loop.on_evaluation = lambda step, loss: step == ends
+    loop.run()
+    loop.writer.wait()
+    found = complete_checkpoints(loop.directory)
+    assert [(one / snapshot.OPTIMIZER).is_file() for one in found] == [True] * (ends - 1) + [False]
+    again = begun()
+    again.ended = ends == 3
+    again.restore(found[-1], [])
+    again.run()
+    assert again.step == ends
+    for one, other in zip(loop.work.inner.parameters(), again.work.inner.parameters(), strict=True):
+        assert torch.equal(one, other)
+    (found[0] / snapshot.OPTIMIZER).unlink()
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: no such file"):
+        begun().restore(found[0], [])
 
 
 def test_the_best_weights_stand_once_on_the_disk(model_of: Any, tmp_path: Path) -> None:

@@ -53,6 +53,28 @@ def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_give
     assert len(threads) == 8 and get_ident() not in threads[5:] and writer.memory.has(files)
 
 
+def test_each_evaluation_beside_a_checkpoint_that_is_written_finds_a_block_for_its_weights(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """What is written, the best and what may be better are three; a disk takes a minute, in which five evaluations come."""
+    writer, let_go = snapshot.Writer(), Event()
+    driver.lock = writer.memory.pinning
+    monkeypatch.setattr(snapshot, "_write", lambda path, state: let_go.wait(60))
+    weights, moments = {"w": on_gpu(1000)}, {"m": on_gpu(2000)}
+    writer.reserve((weights, moments), weights, weights)
+    writer.memory.settle()
+    best = writer.memory.copy(weights)
+    try:
+        writer.write(tmp_path / "1", {"optimizer.pt": moments}, {"model.safetensors": best}, {}, lambda: None)
+        for _ in range(5):
+            assert writer.memory.has(weights)
+            better = writer.memory.copy(weights)
+            writer.give_back(best)
+            best = better
+    finally:
+        let_go.set()
+    writer.wait()
+    assert writer.memory.has([weights, weights, moments])
+
+
 def test_a_file_that_is_no_file_of_ours_is_refused_with_a_remedy(tmp_path: Path) -> None:
     for name, content in (("torn.safetensors", b"x"), ("gone.safetensors", None)):
         if content is not None:
