@@ -77,9 +77,9 @@ class HostMemory:
             self._taking = threading.Thread(target=self._take, args=(sizes,), name="reserve")
             self._taking.start()
 
-    def settle(self) -> None:
-        """Wait until all blocks are there."""
-        if self._taking is not None:
+    def settle(self, state: Any = None) -> None:
+        """Wait until all blocks are there, or those of `state`."""
+        if self._taking is not None and not self.has(state):
             self._taking.join()
             self._taking = None
 
@@ -120,7 +120,7 @@ class HostMemory:
 
     def copy(self, state: Any) -> Any:
         """`state` (tensors in mappings, lists and tuples) in the host's memory, apart from what training changes next."""
-        self.settle()
+        self.settle(state)
         found = recursively_apply(self._copied, state)
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.current_stream().synchronize()  # the copies are under way

@@ -95,7 +95,6 @@ class TrainingLoop:
         with ExitStack() as stack:
             stack.push(self._on_error)
             stack.callback(self.memory.stop)
-            self._reserve()
             if self.graphs is not None:
                 stack.enter_context(self.graphs.stream())
             if self.step == 0:
@@ -104,8 +103,11 @@ class TrainingLoop:
             stack.callback(self.recorder.close)
             passes = self._passes()
             while not (self._over or self.stopped):
-                with self.at_first() if self._first else nullcontext():
+                first = self._first
+                with self.at_first() if first else nullcontext():
                     self._launch(passes)
+                if first:  # compiling is over, which would take twice as long beside it
+                    self._reserve()
                 passes = self._passes()  # of the next step, while the device is busy with this one
                 self._read(all_but=self.late)
                 self._beat(self.step)
@@ -129,12 +131,14 @@ class TrainingLoop:
     def _reserve(self) -> None:
         """Memory for copies: of a checkpoint, of the best weights, of those that may be better while both are needed.
 
-        A thread takes it beside all that is compiled.
+        A thread takes it beside the first steps.
         """
         if self.ranks.main and not self.work.fsdp:
             weights, every, total = self.work.weights(), self.train.save_every, self.train.max_steps
-            saves = self.step // every < (total - 1) // every  # before the last step, whose checkpoint is weights alone
-            keeps = self.train.keep == "best" and self.step < total
+            saves = (self.step - 1) // every < (
+                total - 1
+            ) // every  # before the last step, whose checkpoint is weights alone
+            keeps = self.train.keep == "best"
             self.writer.reserve(*[(weights, self.work.optimizer.state_dict())] * saves, *[weights, weights] * keeps)
 
     @property

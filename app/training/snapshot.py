@@ -43,13 +43,13 @@ class Writer:
         self._read_still: list[Any] = []  # of these, what nobody else wants any more
 
     def reserve(self, *states: Any) -> None:
-        """Begin to take memory for a copy of each of `states`, as far as the host has it."""
+        """Begin to take memory for a copy of each of `states`, as far as the host has it; that of the last is there first."""
         free, fitting = float(free_memory()), []
         for state in states:
             if (size := size_of(state) * _SPARE) <= free:
                 free -= size
                 fitting.append(state)
-        self.memory.reserve(fitting)
+        self.memory.reserve(fitting[::-1])
 
     def write(self, here: Path, files: Mapping[str, Any], unchanging: Mapping[str, Any], links: Mapping[str, Path],
               done: Callable[[], None]) -> None:  # fmt: skip
@@ -62,7 +62,7 @@ class Writer:
         here.mkdir(parents=True, exist_ok=True)
         for name, source in links.items():
             _link(source, here / name)
-        self.memory.settle()
+        self.memory.settle(files)
         copied = self.memory.lacking(files) * _SPARE <= free_memory()
         held = self.memory.copy(files) if copied else files
         whole = {**held, **unchanging}

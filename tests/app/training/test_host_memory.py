@@ -132,9 +132,9 @@ def test_a_copy_waits_for_its_blocks(driver: Driver, monkeypatch: pytest.MonkeyP
         assert asked.wait(60)
         return pinned(*arguments)
 
-    def settled() -> None:
+    def settled(state: Any) -> None:
         asked.set()
-        settle()
+        settle(state)
 
     monkeypatch.setattr(memory, "_pinned", slow)
     monkeypatch.setattr(memory, "settle", settled)
@@ -145,6 +145,31 @@ def test_a_copy_waits_for_its_blocks(driver: Driver, monkeypatch: pytest.MonkeyP
     assert not memory.has([on_gpu(1000)]), "it is in the block"
     memory.release(copy)
     assert memory.has([on_gpu(1000)])
+
+
+def test_a_copy_whose_blocks_are_there_does_not_wait_for_others(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    memory, second, copied = HostMemory(), Event(), Event()
+    driver.lock = memory.pinning
+    pinned = memory._pinned
+
+    def slow(*arguments: Any) -> torch.Tensor | None:
+        if driver.sizes:
+            second.set()
+            assert copied.wait(60)
+        return pinned(*arguments)
+
+    monkeypatch.setattr(memory, "_pinned", slow)
+    memory.reserve([on_gpu(1000), on_gpu(1001)])
+    try:
+        assert second.wait(60)
+        copy = memory.copy([on_gpu(1000)])
+        assert not memory.has([on_gpu(1000)]), "it is in the block"
+        assert memory._taking is not None and memory._taking.is_alive()
+    finally:
+        copied.set()
+    memory.settle()
+    memory.release(copy)
+    assert memory.has([on_gpu(1000), on_gpu(1001)])
 
 
 def test_memory_that_is_wanted_no_more_is_not_taken(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,20 +215,26 @@ def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile
     [(2, "best", 0, 3), (2, "last", 0, 1), (4, "best", 0, 2), (2, "best", 2, 2), (3, "last", 0, 0), (3, "best", 0, 2)],
 )
 def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(every: int, keep: str, step: int, copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Of weights and moments for checkpoints, twice of the best weights. An error too ends the thread that takes it."""
+    """Of weights and moments for checkpoints, twice of the best weights; beside what is compiled both would take long.
 
-    def broken(passes: Any) -> None:
+    An error too ends the thread that takes it.
+    """
+
+    def broken(step: int) -> None:
         raise OSError("no kernel")
 
     loop = prepared_loop(model_of("llama"), tmp_path, max_steps=3, save_every=every, keep=keep)
     loop.step = step  # of a checkpoint that it goes on from
     calls: list[str] = []
+    launch, evaluate = loop._launch, loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", lambda: calls.append("evaluate") or evaluate())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(loop, "_launch", lambda passes: launch(passes) or calls.append("launch"))  # type: ignore[func-returns-value]
     monkeypatch.setattr(loop.writer, "reserve", lambda *states: calls.append(f"reserve {len(states)}"))
     monkeypatch.setattr(loop.memory, "stop", lambda: calls.append("stop"))
-    monkeypatch.setattr(loop, "_launch", broken)
+    monkeypatch.setattr(loop, "_beat", broken)
     with pytest.raises(OSError, match="no kernel"):
         loop.run()
-    assert calls == [f"reserve {copies}", "stop"]
+    assert calls == [*["evaluate"] * (step == 0), "launch", f"reserve {copies}", "stop"]
 
 
 def test_a_run_that_is_to_stop_waits_for_no_memory(

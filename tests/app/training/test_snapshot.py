@@ -21,7 +21,9 @@ def test_memory_is_taken_ahead_for_what_the_host_has_it_for(free: float, reserve
     writer, asked = snapshot.Writer(), []
     monkeypatch.setattr(writer.memory, "reserve", asked.extend)
     writer.reserve(*states.values())
-    assert asked == [states[name] for name in reserved]
+    assert asked == [
+        states[name] for name in reversed(reserved)
+    ]  # the first evaluation comes before the first checkpoint
 
 
 def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_gives_them_back(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -39,7 +41,7 @@ def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_give
 
     monkeypatch.setattr(writer.memory, "_pinned", slow)
     settle = writer.memory.settle
-    monkeypatch.setattr(writer.memory, "settle", lambda: asked.set() or settle())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(writer.memory, "settle", lambda state: asked.set() or settle(state))  # type: ignore[func-returns-value]
     writer.reserve(files)
     free[0] = 0
     writer.write(tmp_path / "1", files, {}, {}, lambda: None)  # it waits for its blocks
