@@ -96,17 +96,17 @@ class HostMemory:
                     return
                 at = 0
                 for size in some:
-                    self._give(region[at : at + size])
+                    # A storage of its own: torch.save writes the whole storage of a tensor.
+                    self._give(torch.frombuffer(region, dtype=torch.uint8, count=size, offset=at))
                     at += _padded(size)
 
-    def _pinned(self, size: int, pool: ThreadPoolExecutor) -> Tensor | None:
+    def _pinned(self, size: int, pool: ThreadPoolExecutor) -> mmap.mmap | None:
         """Bytes that are pinned for as long as they are referred to; None where the driver refuses."""
         region = _Region(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_DONTFORK):  # 512 times fewer pages; a child gets none
             with suppress(OSError):  # a kernel without it
                 region.madvise(advice)
-        found = torch.frombuffer(region, dtype=torch.uint8)
-        address, driver = found.data_ptr(), torch.cuda.cudart()
+        address, driver = torch.frombuffer(region, dtype=torch.uint8).data_ptr(), torch.cuda.cudart()
         starts = range(0, size, _SLICE)
         # Other Python threads run meanwhile.
         list(pool.map(lambda at: ctypes.memset(address + at, 0, min(_SLICE, size - at)), starts))
@@ -114,7 +114,7 @@ class HostMemory:
             if int(driver.cudaHostRegister(address, size, 0)) != 0:
                 return None
         region.unpin = lambda: driver.cudaHostUnregister(address)
-        return found
+        return region
 
     # ---- copies
 
