@@ -249,7 +249,7 @@ def test_every_source_file_is_in_the_tree() -> None:
 # What a reader of a function's arguments does not see: state of the process, or of a library's objects.
 HIDDEN_STATE = re.compile(
     r"ContextVar\(|\.__class__ = |\.forward = |_compiled_call_impl = |_attn_implementation = |Interface\.register\("
-    r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_dynamo\.config\.\w+ = |use_duck_shape = |backends\.\w+\.enable_"
+    r"|os\.environ\[[^]]+\] = |os\.environ\.setdefault|_(dynamo|inductor)\.config\.[\w.]+ = |use_duck_shape = |backends\.\w+\.enable_"
     r"|_managed_module = |_n_gpu = |, Trainer\):|register_forward\w*_hook\(|TorchFunctionMode\)|WeakKeyDictionary\(|^@(?:lru_)?cache|= lru_cache\("
     r"|fewshot_context = |_causal_layer = |\bobserving\(|^_?[A-Z]+: dict\[.* = \{\}"
     r"|signal\.signal\(|(?:random|torch)\.(?:manual_)?seed\(|\bsetLevel\(|logging\.disable\(|\bprctl\(",

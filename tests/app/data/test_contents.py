@@ -18,6 +18,7 @@ from jobs.config import strict_yaml
 from jobs.config.job import Job
 from jobs.config.load import resolve
 from jobs.errors import ConfigError, RunStateError
+from jobs.runs import atomic
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.fake_work import Start, failing, fine
 
@@ -101,6 +102,24 @@ def test_an_edited_data_file_is_another_job_where_it_is_trained_on(data: Path, m
     data.write_text('{"instruction": "a", "output": "c"}\n')
     assert before.keys() == {"data.train"} and contents_of(trains) != before
     assert contents_of(scores) == {}  # stage1 does not train
+
+
+def test_weights_that_have_not_changed_are_hashed_once_by_a_process_of_several_stages(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """7 GB take 6 s."""
+    hashed, real = list[str](), atomic.sha256_of
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(atomic, "sha256_of", counted)
+    monkeypatch.setattr(atomic, "_KNOWN", {})
+    monkeypatch.setattr(atomic, "_TICK", -1)  # as if the files were old
+    jobs = [resolve(name, "ci", sets=of_model(model)) for name in ("stage1", "stage2", "stage1")]
+    first, *later = map(contents_of, jobs)
+    assert all(one == first for one in later) and hashed.count("model.safetensors") == 1
+    (model / "model.safetensors").write_bytes(b"2")
+    assert contents_of(jobs[0]) != first
 
 
 def test_a_starting_run_stands_for_its_model(model: Path) -> None:
