@@ -150,7 +150,7 @@ def ours(setting: Setting, done: Done, mask: Mask, lora: Lora | None = None, kl:
         )  # fmt: skip
         for one in (model, loop.work.loss_of.teacher) if fast else ():
             if one is not None:
-                speed_up(one)
+                speed_up(one, tokens=row)
         loop.prepare()
         loop.run()
 

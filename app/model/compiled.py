@@ -163,10 +163,11 @@ def suits(loaded: Loaded) -> bool:
     return wanted or (smallest >= LEAST_HEAD and drops == 0.0 and bool(decoder_layers(loaded.model)))
 
 
-def speed_up(model: Any, backend: str = "inductor") -> None:
+def speed_up(model: Any, backend: str = "inductor", tokens: float = 0.0) -> None:
     """Switch the model to FlexAttention and compiled layers for good. Parameters and their names stay.
 
     A deep copy made afterwards would run the original's layers: copy first.
+    tokens: of a row, on average.
     """
     text_config(model)._attn_implementation = NAMES["flex_attention"]
     # Without this, torch treats two sizes that are equal in the first row as one size for ever, and a row in which they
@@ -176,9 +177,16 @@ def speed_up(model: Any, backend: str = "inductor") -> None:
     torch._dynamo.config.specialize_float = True
     # Under DDP the compiler would cut each layer into one graph a matrix, to overlap communication, which happens anyway.
     torch._dynamo.config.optimize_ddp = False
-    # It takes rows from a length on (5 Mi numbers by the model's width), and the backward pass would be compiled anew for the
-    # others: 8 s with a 3B model, of whose rows it takes none (docs/log.md).
-    torch._inductor.config.triton.mix_order_reduction = False
+    # The compiler can make one kernel of both sums in a norm's backward pass, for rows from a length on; for shorter ones it compiles
+    # the whole pass anew, 8 s with a 3B model. Without it a step of 62,000 tokens of a 135M model takes a third longer, one of
+    # 9,000 2 % (docs/log.md).
+    torch._inductor.config.triton.mix_order_reduction = tokens >= 2 * _least_tokens(model)
     for layer in decoder_layers(model):
         # Compile forward, not __call__: hooks (FSDP gathers and frees weights in them) stay outside the compiled region.
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=True)
+
+
+def _least_tokens(model: Any) -> float:
+    """Of such a row; from MixOrderReduction.can_fuse in torch/_inductor/scheduler.py, the same in 2.11 and 2.13."""
+    width: int = setting(text_config(model), "hidden_size")
+    return max(4096, 2 * width, 5 * 2**20 / width)

@@ -202,8 +202,9 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
                         job.stage.seed)  # fmt: skip
     known = held_out if data.streamed else data.examples
     mean = sum(len(e) for e in known) / len(known)
+    tokens = min(section.batch_size * mean, steps_of.row_tokens)
     graphed, why = suitable(section, cuda=loaded.device.type == "cuda", compiled=fast, world=ranks.world, streamed=data.streamed,
-                            parameters=params_total, tokens=min(section.batch_size * mean, steps_of.row_tokens))  # fmt: skip
+                            parameters=params_total, tokens=tokens)  # fmt: skip
     eval_batches = replace(steps_of, rank=0, world=1).passes(held_out)
     if graphed:
         steps_of = in_shapes(steps_of, schedule, model, params_total)
@@ -232,7 +233,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     )  # fmt: skip
     for one in (model, loop.work.loss_of.teacher) if fast else ():
         if one is not None:
-            speed_up(one)
+            speed_up(one, tokens=tokens)
             # The self-check of the start ran on another attention. Autocast as in training: what runs is what is checked.
             with heartbeat.beating("compile"), loop.accelerator.autocast():
                 require_dependence(one, sorted({section.mask, "causal"}), loaded.origin, 4 * TILE)

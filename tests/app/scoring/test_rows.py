@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._inductor.config
 from transformers import AttentionInterface, AutoTokenizer, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -186,6 +187,15 @@ def test_training_checks_the_attention_that_it_switches_to(name: str, model_of: 
     assert model.training
 
 
+@pytest.mark.parametrize(("width", "tokens", "mixed"), [(64, 163_839, False), (64, 163_841, True), (1024, 10_240, True),
+                                                        (4096, 10_240, False)])  # fmt: skip
+def test_norms_are_summed_up_in_mixed_order_where_rows_are_clearly_long_enough(width: int, tokens: int, mixed: bool, model_of: Any) -> None:  # fmt: skip
+    """Near the border the compiler would make a backward pass for the rows on either side."""
+    with torch._inductor.config.patch({"triton.mix_order_reduction": not mixed}):
+        speed_up(model_of("llama", hidden_size=width, num_hidden_layers=1), backend="eager", tokens=tokens)
+        assert torch._inductor.config.triton.mix_order_reduction is mixed
+
+
 def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any, blind: None) -> None:
     torch._dynamo.reset()
     model = model_of("llama")
@@ -197,7 +207,7 @@ def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any,
 def test_a_run_checks_the_attention_that_its_training_switches_to(few_rows_here: None, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     torch._dynamo.reset()
     monkeypatch.setattr("app.training.train.suits", lambda _: True)
-    monkeypatch.setattr("app.training.train.speed_up", lambda model: speed_up(model, backend="eager"))
+    monkeypatch.setattr("app.training.train.speed_up", lambda model, tokens: speed_up(model, backend="eager"))
     said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
     said.refused(
         "under causal, prefill_flex as compiled does not obey the mask", "set model.attention: sdpa", alone=False
