@@ -7,7 +7,6 @@ Embedded data and models are checked against the digests in app/embedded/cache.p
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +22,6 @@ from jobs.errors import DataError, expanded
 from jobs.runs.atomic import known_sha256
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_AT_ONCE = 4  # files
 _TIMEOUT = 10  # seconds for a request to the hub
 # Of a saved split, of a saved dictionary of splits, of a model.
 _MARKS = ("state.json", "dataset_dict.json", "config.json")
@@ -102,11 +100,10 @@ def digest_of(paths: Iterable[Path]) -> str:
         elif any((path / mark).is_file() for mark in _MARKS):
             names = ((file.relative_to(path.parent).as_posix(), file) for file in path.rglob("*") if file.is_file())
             files |= {(name, file) for name, file in names if not re.search(r"/\.", name)}
-    digest, found = hashlib.sha256(), sorted(files)
+    digest = hashlib.sha256()
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:  # a model of several files is read as fast as several cores hash
-            for (name, _), one in zip(found, pool.map(known_sha256, [file for _, file in found]), strict=True):
-                digest.update(f"{name}\0{one}\n".encode(errors="surrogateescape"))
+        for name, file in sorted(files):
+            digest.update(f"{name}\0{known_sha256(file)}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise DataError(error.filename, f"cannot be read ({error.strerror})", "check its permissions") from error
     return f"sha256 {digest.hexdigest()}"

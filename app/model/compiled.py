@@ -177,9 +177,9 @@ def speed_up(model: Any, backend: str = "inductor", tokens: float = 0.0) -> None
     torch._dynamo.config.specialize_float = True
     # Under DDP the compiler would cut each layer into one graph a matrix, to overlap communication, which happens anyway.
     torch._dynamo.config.optimize_ddp = False
-    # The compiler can make one kernel of both sums in a norm's backward pass, for rows from a length on; for shorter ones it compiles
-    # the whole pass anew, 8 s with a 3B model. Without it a step of 62,000 tokens of a 135M model takes a third longer, one of
-    # 9,000 2 % (docs/log.md).
+    # The compiler can make one kernel of both sums in a norm's backward pass, for rows from a length on; for shorter ones it
+    # compiles the whole pass anew, 8 s with a 3B model. Without it a step of 62,000 tokens of a 135M model takes a third longer,
+    # one of 9,000 2 % (docs/log.md).
     torch._inductor.config.triton.mix_order_reduction = tokens >= 2 * _least_tokens(model)
     for layer in decoder_layers(model):
         # Compile forward, not __call__: hooks (FSDP gathers and frees weights in them) stay outside the compiled region.
