@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import click
 import pytest
 
 from app.training.snapshot import Writer
@@ -65,3 +66,9 @@ def test_the_product_s_training_is_profiled_and_keeps_no_weights(
     assert 0 < kernels["busy_ms"] <= kernels["step_ms"]
     assert sum(calls for _, calls, name in kernels["rows"] if name == "Optimizer.step#AdamW.step") == 1  # a step
     assert copies == [] and not run.final.exists() and not run.checkpoints.exists()
+
+
+@pytest.mark.parametrize("option", ["--steps=4", "--gpus=0", "--batch=0", "--row-tokens=0"])
+def test_a_number_with_which_nothing_could_be_measured_is_refused(option: str) -> None:
+    with pytest.raises(click.BadParameter, match="is not in the range"):
+        gpus.main.main([option], standalone_mode=False)
