@@ -20,6 +20,7 @@ RESTARTS = 20  # of one run, after its time limit, a lost machine or a preemptio
 _MARGIN = 1.25  # on the estimated hours, and half an hour for the image, the model and the start
 _START_HOURS = 0.5
 _HOST_GB = 24.0  # host memory beside the weights: libraries, data, workers
+_COPIES = 3.75  # of the weights: memory that must be free for training to go on beside the writing of a checkpoint
 _DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
 _DIGEST = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
 
@@ -91,8 +92,9 @@ def submission(name: str, jobs: Sequence[Job], words: Sequence[str], estimate: E
     models = (one.profile.model for one in jobs)
     terms = {require_terms(model.name, os.environ) for model in models if model.source == "embedded"}
     weights = (estimate.parameters or 0) * 4 / 2**30 if estimate is not None else 0.0
-    if memory_gb is None and weights:
-        memory_gb = math.ceil(_HOST_GB + 2 * weights * processes)
+    if memory_gb is None and estimate is not None and weights:
+        copies = _COPIES if any(one.train is not None and one.train.lora is None for one in jobs) else 0.0
+        memory_gb = math.ceil(_HOST_GB + (2 * processes + copies * (estimate.sharding != "fsdp")) * weights)
     return Submission(
         name=re.sub(r"[^a-z0-9-]", "-", f"prefill-{name}".lower()), words=tuple(words), nodes=given.nodes,
         gpus=0 if job.profile.model.device == "cpu" else processes, gpu=given.gpu, hours=hours,

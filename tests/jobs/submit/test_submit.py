@@ -47,6 +47,17 @@ def test_slurm_gets_one_launcher_a_machine_and_a_time_limit_from_the_estimate(ca
     assert f"--runs-dir {tmp_path}" in text
 
 
+@pytest.mark.parametrize(("stage", "more", "weights"), [
+    ("stage1", [], 2), ("stage5b", [], 5.75), ("stage5b", ["--set", "train.lora={r: 8}"], 2), ("stage5b", ["--gpus", "2"], 7.75),
+    ("stage5b", ["--gpus", "2", "--set", "sharding=fsdp"], 4),
+])  # fmt: skip
+def test_the_host_has_room_for_the_copy_that_a_checkpoint_is_written_from(stage: str, more: list[str], weights: float, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:  # fmt: skip
+    """Training would wait for the disk without it. A model of 3.4 billion parameters: 12.8 GB as float32."""
+    words = [stage, "--on", "slurm", "--profile", "ministral-3b", "--gpu", "H200", "--runs-dir", str(tmp_path), *more]
+    asked = int(printed(capsys, *words).partition("#SBATCH --mem=")[2].partition("G")[0])
+    assert (asked - 24) / weights == pytest.approx(12.8, abs=0.6)
+
+
 @pytest.mark.parametrize(("container", "inside"), [
     ("apptainer", "apptainer exec --nv --bind {runs}:/runs docker://" + IMAGE + " python -m app run stage1"),
     ("pyxis", "--container-image=registry.example#prefill@sha256"),
