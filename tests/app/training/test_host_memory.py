@@ -71,6 +71,7 @@ def test_blocks_of_a_region_do_not_overlap(driver: Driver) -> None:
     assert sum(driver.sizes) == sum(-(-4 * len(one) // 512) * 512 for one in states) and len(driver.sizes) == 3
     copies = memory.copy(states)
     assert [set(copy.tolist()) for copy in copies] == [{float(i)} for i in range(7)]
+    assert all(copy.data_ptr() % 512 == 0 for copy in copies)
 
 
 def test_memory_that_nothing_refers_to_is_pinned_no_more(driver: Driver) -> None:
