@@ -92,6 +92,28 @@ def test_each_evaluation_beside_a_checkpoint_that_is_written_finds_a_block_for_i
     assert writer.memory.has([weights, weights, moments])
 
 
+def test_what_is_in_a_file_already_is_given_back_while_the_disk_makes_it_durable(driver: Driver, tmp_path: Path) -> None:
+    writer, written, let_go = snapshot.Writer(), Event(), Event()
+    driver.lock = writer.memory.pinning
+    weights = {"w": on_gpu(1000)}
+    writer.reserve(weights)
+    writer.memory.settle()
+    best = writer.memory.copy(weights)
+
+    def done() -> None:
+        written.set()
+        assert let_go.wait(60)
+
+    writer.write(tmp_path / "1", {}, {"model.safetensors": best}, {}, done)
+    try:
+        assert written.wait(60)
+        writer.give_back(best)
+        assert writer.memory.has(weights) and not writer._reading
+    finally:
+        let_go.set()
+    writer.wait()
+
+
 def test_a_file_that_is_no_file_of_ours_is_refused_with_a_remedy(tmp_path: Path) -> None:
     for name, content in (("torn.safetensors", b"x"), ("gone.safetensors", None)):
         if content is not None:
