@@ -92,7 +92,9 @@ def test_each_evaluation_beside_a_checkpoint_that_is_written_finds_a_block_for_i
     assert writer.memory.has([weights, weights, moments])
 
 
-def test_what_is_in_a_file_already_is_given_back_while_the_disk_makes_it_durable(driver: Driver, tmp_path: Path) -> None:
+def test_what_is_in_a_file_already_is_given_back_while_the_disk_makes_it_durable(
+    driver: Driver, tmp_path: Path
+) -> None:
     writer, written, let_go = snapshot.Writer(), Event(), Event()
     driver.lock = writer.memory.pinning
     weights = {"w": on_gpu(1000)}
