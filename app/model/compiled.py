@@ -176,8 +176,8 @@ def speed_up(model: Any, backend: str = "inductor") -> None:
     torch._dynamo.config.specialize_float = True
     # Under DDP the compiler would cut each layer into one graph a matrix, to overlap communication, which happens anyway.
     torch._dynamo.config.optimize_ddp = False
-    # It takes rows from a length on (5 Mi numbers by the model's width), and the backward pass would be compiled anew for the
-    # others: 8 s with a 3B model, of whose rows it takes none (docs/log.md).
+    # It merges a norm's two reductions for rows from a length on (5 Mi numbers by the model's width), and compiles the backward
+    # pass anew for shorter ones: 8 s with a 3B model, where it merges none (docs/log.md).
     torch._inductor.config.triton.mix_order_reduction = False
     for layer in decoder_layers(model):
         # Compile forward, not __call__: hooks (FSDP gathers and frees weights in them) stay outside the compiled region.

@@ -54,6 +54,26 @@ def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_give
     assert len(threads) == 8 and get_ident() not in threads[5:] and writer.memory.has(files)
 
 
+def test_a_checkpoint_of_weights_alone_waits_for_no_other_blocks(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    writer, begun = snapshot.Writer(), Event()
+    driver.lock = writer.memory.pinning
+    weights, moments, pinned = {"w": on_gpu(1000)}, {"m": on_gpu(2000)}, writer.memory._pinned
+
+    def slow(*arguments: Any) -> Any:
+        assert not driver.sizes or begun.wait(60)
+        return pinned(*arguments)
+
+    monkeypatch.setattr(writer.memory, "_pinned", slow)
+    writer.reserve(moments, weights)
+    try:
+        writer.write(tmp_path / "1", {snapshot.WEIGHTS: weights}, {}, {}, lambda: None)
+        assert not writer.memory.has(moments)
+    finally:
+        begun.set()
+    writer.wait(), writer.memory.settle()
+    assert writer.memory.has([weights, moments])
+
+
 def test_a_file_of_a_copy_in_blocks_is_as_large_as_its_tensors(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """torch.save writes the whole storage of a tensor: of blocks that share one all, those of the weights beside the moments."""
     monkeypatch.setattr(host_memory, "_REGION", 2**20)
