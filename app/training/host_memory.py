@@ -64,8 +64,9 @@ class HostMemory:
         self.pinning = threading.Lock()  # held while the driver pins
         self._free: dict[int, list[Tensor]] = {}
         self._lent: set[int] = set()  # addresses of the blocks that copies are in
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()  # of `_free` and `_all`, notified of what comes
         self._taking: threading.Thread | None = None
+        self._all = False  # blocks are there, or as many as there will be
         self._stopped = False
 
     # ---- taking
@@ -79,7 +80,12 @@ class HostMemory:
 
     def settle(self, state: Any = None) -> None:
         """Wait until all blocks are there, or those of `state`."""
-        if self._taking is not None and not self.has(state):
+        if self._taking is None:
+            return
+        sizes = Counter(_sizes(state))
+        with self._lock:
+            self._lock.wait_for(lambda: self._all or (state is not None and self._held(sizes) == sizes))
+        if self._all:
             self._taking.join()
             self._taking = None
 
@@ -89,16 +95,21 @@ class HostMemory:
         self.settle()
 
     def _take(self, sizes: list[int]) -> None:
-        with ThreadPoolExecutor(_THREADS) as pool, suppress(OSError):  # no memory: copies are made elsewhere
-            for some in _regions(sizes):
-                region = None if self._stopped else self._pinned(sum(map(_padded, some)), pool)
-                if region is None:
-                    return
-                at = 0
-                for size in some:
-                    # A storage of its own: torch.save writes the whole storage of a tensor.
-                    self._give(torch.frombuffer(region, dtype=torch.uint8, count=size, offset=at))
-                    at += _padded(size)
+        try:
+            with ThreadPoolExecutor(_THREADS) as pool, suppress(OSError):  # no memory: copies are made elsewhere
+                for some in _regions(sizes):
+                    region = None if self._stopped else self._pinned(sum(map(_padded, some)), pool)
+                    if region is None:
+                        return
+                    at = 0
+                    for size in some:
+                        # A storage of its own: torch.save writes the whole storage of a tensor.
+                        self._give(torch.frombuffer(region, dtype=torch.uint8, count=size, offset=at))
+                        at += _padded(size)
+        finally:
+            with self._lock:
+                self._all = True
+                self._lock.notify_all()
 
     def _pinned(self, size: int, pool: ThreadPoolExecutor) -> mmap.mmap | None:
         """Bytes that are pinned for as long as they are referred to; None where the driver refuses."""
@@ -136,10 +147,13 @@ class HostMemory:
 
     def lacking(self, state: Any) -> int:
         """Bytes that a copy of `state` takes beside the free blocks."""
-        sizes = Counter(_sizes(state))
         with self._lock:
-            held = sum(size * min(count, len(self._free.get(size, ()))) for size, count in sizes.items())
-        return size_of(state) - held
+            held = self._held(Counter(_sizes(state)))
+        return size_of(state) - sum(held.elements())
+
+    def _held(self, sizes: Counter[int]) -> Counter[int]:
+        """Those of `sizes` that there are free blocks for."""
+        return Counter({size: min(count, len(self._free.get(size, ()))) for size, count in sizes.items()})
 
     def release(self, state: Any) -> None:
         """Take back the blocks of a copy that nobody reads any more."""
@@ -155,6 +169,7 @@ class HostMemory:
     def _give(self, block: Tensor) -> None:
         with self._lock:
             self._free.setdefault(block.nbytes, []).append(block)
+            self._lock.notify_all()
 
     def _copied(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach()

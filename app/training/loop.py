@@ -135,9 +135,8 @@ class TrainingLoop:
         """
         if self.ranks.main and not self.work.fsdp:
             weights, every, total = self.work.weights(), self.train.save_every, self.train.max_steps
-            saves = (self.step - 1) // every < (
-                total - 1
-            ) // every  # before the last step, whose checkpoint is weights alone
+            # One step was launched. The checkpoint of the last one is weights alone.
+            saves = (self.step - 1) // every < (total - 1) // every
             keeps = self.train.keep == "best"
             self.writer.reserve(*[(weights, self.work.optimizer.state_dict())] * saves, *[weights, weights] * keeps)
 

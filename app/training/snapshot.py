@@ -39,7 +39,7 @@ class Writer:
         self.memory = HostMemory()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._reading: list[Any] = []  # copies of others, which the thread writes
+        self._reading: list[Any] = []  # copies of others, until the thread has written them
         self._read_still: list[Any] = []  # of these, what nobody else wants any more
 
     def reserve(self, *states: Any) -> None:
@@ -73,6 +73,7 @@ class Writer:
                 written = (pool.map if copied else map)(_write, [here / name for name in whole], whole.values())
                 list(written)  # raises the error of a file
             self.memory.release(held)
+            self._reading = []
             checkpoint.mark_complete(here)
             done()
 
@@ -84,7 +85,7 @@ class Writer:
 
     def give_back(self, copy: Any) -> None:
         """Take back the memory of a copy that only a checkpoint which is being written may still read."""
-        if self._thread is not None and self._thread.is_alive() and any(copy is one for one in self._reading):
+        if any(copy is one for one in self._reading):
             self._read_still.append(copy)
         else:
             self.memory.release(copy)

@@ -71,6 +71,7 @@ def test_blocks_of_a_region_do_not_overlap(driver: Driver) -> None:
     assert sum(driver.sizes) == sum(-(-4 * len(one) // 512) * 512 for one in states) and len(driver.sizes) == 3
     copies = memory.copy(states)
     assert [set(copy.tolist()) for copy in copies] == [{float(i)} for i in range(7)]
+    assert all(copy.data_ptr() % 512 == 0 for copy in copies)
 
 
 def test_memory_that_nothing_refers_to_is_pinned_no_more(driver: Driver) -> None:
@@ -168,6 +169,36 @@ def test_a_copy_whose_blocks_are_there_does_not_wait_for_others(driver: Driver, 
     finally:
         copied.set()
     memory.settle()
+    memory.release(copy)
+    assert memory.has([on_gpu(1000), on_gpu(1001)])
+
+
+def test_a_copy_waits_for_no_blocks_but_its_own(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the weights come first, and an evaluation needs no more; a last checkpoint may need none."""
+    memory, asked, copied = HostMemory(), Event(), Event()
+    driver.lock = memory.pinning
+    pinned, settle = memory._pinned, memory.settle
+
+    def slow(*arguments: Any) -> Any:
+        assert (copied if driver.sizes else asked).wait(60)
+        return pinned(*arguments)
+
+    def settled(state: Any) -> None:
+        asked.set()
+        settle(state)
+
+    monkeypatch.setattr(memory, "_pinned", slow)
+    memory.reserve([on_gpu(1000), on_gpu(1001)])
+    try:
+        memory.settle({}), memory.settle([torch.ones(3)])
+        assert not asked.is_set() and not driver.sizes
+        monkeypatch.setattr(memory, "settle", settled)
+        copy = memory.copy([on_gpu(1000)])
+        assert not memory.has([on_gpu(1000)]), "it is in the block"
+        assert memory._taking is not None and memory._taking.is_alive()
+    finally:
+        asked.set(), copied.set()
+    settle()
     memory.release(copy)
     assert memory.has([on_gpu(1000), on_gpu(1001)])
 

@@ -212,7 +212,15 @@ def test_a_checkpoint_is_of_the_step_that_it_names_whatever_is_trained_meanwhile
 
 @pytest.mark.parametrize(
     ("every", "keep", "step", "copies"),
-    [(2, "best", 0, 3), (2, "last", 0, 1), (4, "best", 0, 2), (2, "best", 2, 2), (3, "last", 0, 0), (3, "best", 0, 2)],
+    [
+        (2, "best", 0, 3),
+        (2, "last", 0, 1),
+        (4, "best", 0, 2),
+        (2, "best", 2, 2),
+        (3, "last", 0, 0),
+        (3, "best", 0, 2),
+        (2, "last", 1, 1),
+    ],
 )
 def test_memory_for_copies_is_taken_while_training_runs_and_no_longer(every: int, keep: str, step: int, copies: int, model_of: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Of weights and moments for checkpoints, twice of the best weights; beside what is compiled both would take long.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from app.training import snapshot
+from app.training import host_memory, snapshot
 from jobs.errors import CheckpointError
 from tests.app.fakes.gpu_memory import Driver, on_gpu
 
@@ -21,9 +21,8 @@ def test_memory_is_taken_ahead_for_what_the_host_has_it_for(free: float, reserve
     writer, asked = snapshot.Writer(), []
     monkeypatch.setattr(writer.memory, "reserve", asked.extend)
     writer.reserve(*states.values())
-    assert asked == [
-        states[name] for name in reversed(reserved)
-    ]  # the first evaluation comes before the first checkpoint
+    # The first evaluation comes before the first checkpoint.
+    assert asked == [states[name] for name in reversed(reserved)]
 
 
 def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_gives_them_back(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -55,6 +54,42 @@ def test_a_checkpoint_is_copied_where_there_are_blocks_for_it_or_memory_and_give
     assert len(threads) == 8 and get_ident() not in threads[5:] and writer.memory.has(files)
 
 
+def test_a_checkpoint_of_weights_alone_waits_for_no_other_blocks(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    writer, begun = snapshot.Writer(), Event()
+    driver.lock = writer.memory.pinning
+    weights, moments, pinned = {"w": on_gpu(1000)}, {"m": on_gpu(2000)}, writer.memory._pinned
+
+    def slow(*arguments: Any) -> Any:
+        assert not driver.sizes or begun.wait(60)
+        return pinned(*arguments)
+
+    monkeypatch.setattr(writer.memory, "_pinned", slow)
+    writer.reserve(moments, weights)
+    try:
+        writer.write(tmp_path / "1", {snapshot.WEIGHTS: weights}, {}, {}, lambda: None)
+        assert not writer.memory.has(moments)
+    finally:
+        begun.set()
+    writer.wait(), writer.memory.settle()
+    assert writer.memory.has([weights, moments])
+
+
+def test_a_file_of_a_copy_in_blocks_is_as_large_as_its_tensors(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """torch.save writes the whole storage of a tensor: of blocks that share one all, those of the weights beside the moments."""
+    monkeypatch.setattr(host_memory, "_REGION", 2**20)
+    writer = snapshot.Writer()
+    driver.lock = writer.memory.pinning
+    files = {snapshot.WEIGHTS: {"w": on_gpu(20_000)}, snapshot.OPTIMIZER: {"m": on_gpu(5_000), "v": on_gpu(5_001)}}
+    writer.reserve(files)
+    writer.memory.settle()
+    assert len(driver.sizes) == 1 and writer.memory.has(files)
+    writer.write(tmp_path / "1", files, {}, {}, lambda: None)
+    writer.wait()
+    for name, state in files.items():
+        size = host_memory.size_of(state)
+        assert size < (tmp_path / "1" / name).stat().st_size < 1.1 * size
+
+
 def test_each_evaluation_beside_a_checkpoint_that_is_written_finds_a_block_for_its_weights(driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """What is written, the best and what may be better are three; a disk takes a minute, in which five evaluations come."""
     writer, let_go = snapshot.Writer(), Event()
@@ -75,6 +110,30 @@ def test_each_evaluation_beside_a_checkpoint_that_is_written_finds_a_block_for_i
         let_go.set()
     writer.wait()
     assert writer.memory.has([weights, weights, moments])
+
+
+def test_what_is_in_a_file_already_is_given_back_while_the_disk_makes_it_durable(
+    driver: Driver, tmp_path: Path
+) -> None:
+    writer, written, let_go = snapshot.Writer(), Event(), Event()
+    driver.lock = writer.memory.pinning
+    weights = {"w": on_gpu(1000)}
+    writer.reserve(weights)
+    writer.memory.settle()
+    best = writer.memory.copy(weights)
+
+    def done() -> None:
+        written.set()
+        assert let_go.wait(60)
+
+    writer.write(tmp_path / "1", {}, {"model.safetensors": best}, {}, done)
+    try:
+        assert written.wait(60)
+        writer.give_back(best)
+        assert writer.memory.has(weights) and not writer._reading
+    finally:
+        let_go.set()
+    writer.wait()
 
 
 def test_a_file_that_is_no_file_of_ours_is_refused_with_a_remedy(tmp_path: Path) -> None:
