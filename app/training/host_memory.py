@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 
-_THREADS = 2  # more take the cores from what is compiled meanwhile (docs/log.md)
+_THREADS = 2  # more take the cores from Python, which launches steps meanwhile (docs/log.md)
 _REGION = 2**30  # bytes that are pinned at once; the driver is busy meanwhile
 _SLICE = 2**26  # bytes that a thread writes to at once
 _ALIGNED = 512  # bytes
