@@ -84,6 +84,13 @@ def test_a_very_short_item_counts_only_as_a_whole_example() -> None:
     assert not overlaps("!?", Question("...", ("--",)))  # no words at all
 
 
+def test_every_item_that_holds_a_run_is_counted() -> None:
+    items = [Question(numbered("q", 13), ("x",), "piqa", f"piqa/{index}") for index in range(3)]
+    guard = Guard(items)
+    assert guard.drop([Text(numbered("q", 13))]) == []
+    assert guard.overlap.report["hits"] == {"piqa/0": 1, "piqa/1": 1, "piqa/2": 1}
+
+
 def test_the_report_names_items_and_counts_them_by_task() -> None:
     items = [
         Question(numbered("q", 15), ("x",), "piqa", "piqa/0"),
