@@ -198,11 +198,11 @@ def _(w: World) -> Steps:
 @remedy("app/data/contents.py", "check its permissions")
 def _(w: World) -> Steps:
     path = w.write("a.jsonl", "1")
-    real = atomic.sha256_of
-    w.patch.setattr("app.data.contents.sha256_of",  # root, as in CI, may read every file
+    real = atomic.known_sha256
+    w.patch.setattr("app.data.contents.known_sha256",  # root, as in CI, may read every file
                     lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(file))))  # fmt: skip
     yield lambda: digest_of([path])
-    w.patch.setattr("app.data.contents.sha256_of", real)
+    w.patch.setattr("app.data.contents.known_sha256", real)
     yield None
 
 
