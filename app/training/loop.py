@@ -106,7 +106,7 @@ class TrainingLoop:
                 first = self._first
                 with self.at_first() if first else nullcontext():
                     self._launch(passes)
-                if first:  # compiling is over, which would take twice as long beside it
+                if first:  # compiling is over, which takes longer beside it (docs/log.md)
                     self._reserve()
                 passes = self._passes()  # of the next step, while the device is busy with this one
                 self._read(all_but=self.late)
