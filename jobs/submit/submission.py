@@ -20,7 +20,7 @@ RESTARTS = 20  # of one run, after its time limit, a lost machine or a preemptio
 _MARGIN = 1.25  # on the estimated hours, and half an hour for the image, the model and the start
 _START_HOURS = 0.5
 _HOST_GB = 24.0  # host memory beside the weights: libraries, data, workers
-_COPIES = 3.75  # of the weights: memory that must be free for training to go on beside the writing of a checkpoint
+_COPIES = 3.75  # of the weights: they and two moments, and a quarter more, or training waits until a checkpoint is on the disk
 _DISK_GB = 60.0  # the image, a model of 3B parameters, a few checkpoints
 _DIGEST = re.compile(r"[\w.\-/:]+@sha256:[0-9a-f]{64}")
 

@@ -207,11 +207,18 @@ def test_a_switched_attention_that_ignores_the_mask_ends_training(model_of: Any,
 def test_a_run_checks_the_attention_that_its_training_switches_to(few_rows_here: None, blind: None, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     torch._dynamo.reset()
     monkeypatch.setattr("app.training.train.suits", lambda _: True)
-    monkeypatch.setattr("app.training.train.speed_up", lambda model, tokens: speed_up(model, backend="eager"))
+    rows: list[float] = []
+
+    def uncompiled(model: Any, tokens: float) -> None:
+        rows.append(tokens)
+        speed_up(model, backend="eager")
+
+    monkeypatch.setattr("app.training.train.speed_up", uncompiled)
     said = command("run", "stage3b", "--profile", "ci", "--runs-dir", tmp_path)
     said.refused(
         "under causal, prefill_flex as compiled does not obey the mask", "set model.attention: sdpa", alone=False
     )
+    assert rows == [pytest.approx(4 * 35.5, abs=1)], "the tokens of a row: four examples a step"
 
 
 def test_afterwards_the_model_is_as_it_was_loaded(model_of: Any) -> None:
