@@ -7,10 +7,12 @@ Embedded data and models are checked against the digests in app/embedded/cache.p
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 from app.data import qa, tasks
+from app.data.file_digests import kept_sha256
 from app.data.files import data_files
 from app.data.sources import is_saved, places
 from app.data.suites import scored_tasks, suite_of, trains_on_suite
@@ -19,10 +21,10 @@ from jobs.config.profile import TrainData
 from jobs.config.schema import TASK_NAMES
 from jobs.config.suites import DEFAULT_SUITE, SUITES_DIR
 from jobs.errors import DataError, expanded
-from jobs.runs.atomic import known_sha256
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds for a request to the hub
+_AT_ONCE = 4  # files: a large model has several
 # Of a saved split, of a saved dictionary of splits, of a model.
 _MARKS = ("state.json", "dataset_dict.json", "config.json")
 
@@ -101,9 +103,11 @@ def digest_of(paths: Iterable[Path]) -> str:
             names = ((file.relative_to(path.parent).as_posix(), file) for file in path.rglob("*") if file.is_file())
             files |= {(name, file) for name, file in names if not re.search(r"/\.", name)}
     digest = hashlib.sha256()
+    ordered = sorted(files)
     try:
-        for name, file in sorted(files):
-            digest.update(f"{name}\0{known_sha256(file)}\n".encode(errors="surrogateescape"))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            for (name, _), sha256 in zip(ordered, pool.map(kept_sha256, [file for _, file in ordered]), strict=True):
+                digest.update(f"{name}\0{sha256}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise DataError(error.filename, f"cannot be read ({error.strerror})", "check its permissions") from error
     return f"sha256 {digest.hexdigest()}"

@@ -35,6 +35,7 @@ from jobs.runs.atomic import files_below, io_errors_reported, known_sha256, sync
 MARK = "complete.json"
 _DIGESTS = "xxh3_128"  # the key in it, and how they are made
 _AT_ONCE = 4  # files; two of a checkpoint are large, the weights and the optimiser's state
+_SHARD = "2GB"  # of a file of `final/`: one core makes the sha256 of 1.2 GB/s, and each file has a core
 _NAME = re.compile(r"checkpoint-(\d+)")
 _OF_MASK = re.compile(r"^([A-Z][a-z]+Mask)+(?=[A-Z])")  # before an architecture's name, see _name_mask
 
@@ -217,7 +218,7 @@ def save_final(
     model.generation_config.eos_token_id = ends[0] if len(ends) == 1 else ends or None  # or stock `generate` runs on
     # In place: a copy of its state would untie tied weights, and leave config.json with the old dtype.
     model.to(dtype)  # type: ignore[arg-type]
-    model.save_pretrained(temporary)
+    model.save_pretrained(temporary, max_shard_size=_SHARD)
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(card(about))
     _name_mask(temporary / "config.json", about["mask"])

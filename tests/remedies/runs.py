@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from app.data import file_digests
 from app.data.contents import digest_of
 from app.report.profile_runs import study_of_profile
 from app.runtime.ending import RunEnded, interrupted, not_finite
@@ -198,11 +199,11 @@ def _(w: World) -> Steps:
 @remedy("app/data/contents.py", "check its permissions")
 def _(w: World) -> Steps:
     path = w.write("a.jsonl", "1")
-    real = atomic.known_sha256
-    w.patch.setattr("app.data.contents.known_sha256",  # root, as in CI, may read every file
+    real = file_digests.kept_sha256
+    w.patch.setattr("app.data.contents.kept_sha256",  # root, as in CI, may read every file
                     lambda file: (_ for _ in ()).throw(PermissionError(13, "Permission denied", str(file))))  # fmt: skip
     yield lambda: digest_of([path])
-    w.patch.setattr("app.data.contents.known_sha256", real)
+    w.patch.setattr("app.data.contents.kept_sha256", real)
     yield None
 
 

@@ -344,6 +344,19 @@ def test_final_has_the_precision_of_the_profile_and_its_tied_weights_once(tmp_pa
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.bfloat16}  # noqa: SIM118
 
 
+def test_a_large_final_is_of_several_files_that_all_readers_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_SHARD", "100KB")
+    run = train(tmp_path, "stage3b")
+    shards = sorted(run.final.glob("model-*.safetensors"))
+    names = json.loads((run.final / "model.safetensors.index.json").read_text())["weight_map"]
+    assert len(shards) > 1 and set(names.values()) == {one.name for one in shards}
+    listed = json.loads((run.path / "manifest.json").read_text())["files"]
+    assert run.verify() == [] and {f"final/{one.name}" for one in shards} <= listed.keys()
+    assert train(tmp_path, "stage3a", "init_from=[stage3b]").state() == "complete"
+
+
 def test_stock_generate_stops_where_the_chat_template_ends_a_turn(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()  # end of sequence </s>, id 1; the template ends a turn with <unk>, id 2
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<unk>{% endfor %}"
