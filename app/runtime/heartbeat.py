@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 
 from app.runtime.progress import in_background, waiting
 from jobs.errors import UserError
@@ -15,7 +15,7 @@ HEARTBEAT_SECONDS = 5.0
 
 
 class Heartbeat:
-    """Writes a run's heartbeat: at once when a phase begins, then every few seconds, with the time of the last progress.
+    """A run's heartbeat: written at once when a phase begins, then every few seconds, with the time of the last progress.
 
     jobs/health.py limits how long each phase may take without progress: a new phase needs a line there.
     """
@@ -27,7 +27,9 @@ class Heartbeat:
         self.rate: float | None = None
         self.current: str | None = None
         self.last = self.last_progress = -math.inf
-        self._one_at_a_time = threading.Lock()  # a background beat must not overwrite a newer step
+        self._repeating = self._failed = False
+        self._state = threading.Lock()  # held for moments: each step takes it
+        self._disk = threading.Lock()  # one writer at a time: a background beat must not overwrite a newer step
 
     def phase(self, name: str) -> None:
         """Begins a phase without steps, or before its first step: the last known step stays in the heartbeat."""
@@ -35,26 +37,55 @@ class Heartbeat:
 
     def beat(self, step: int, total: int, phase: str, *, loss: float | None = None, rate: float | None = None,
              force: bool = False) -> None:  # fmt: skip
-        """Records progress, and writes it if the phase is new, the last beat is HEARTBEAT_SECONDS old, or `force`."""
-        with self._one_at_a_time:
+        """Records progress, and writes it if the phase is new, or with `force`.
+
+        Else the thread of `alive` writes it, so that no step waits for a disk that is busy with a checkpoint: to put a file in
+        another one's place took up to 0.9 s there (docs/log.md). Without that thread it is written here, once the last beat is
+        HEARTBEAT_SECONDS old. A beat that the thread could not write is written here too, and raises.
+        """
+        with self._state:
             self.step, self.total, self.loss, self.rate, self.last_progress = step, total, loss, rate, self.monotonic()
-            if force or phase != self.current or self.last_progress - self.last >= HEARTBEAT_SECONDS:
+            late = not self._repeating and self.last_progress - self.last >= HEARTBEAT_SECONDS
+            due = force or phase != self.current or late or self._failed
+            if due:
                 self.last, self.current = self.last_progress, phase
-                self.run.heartbeat(step, total, loss, rate, phase)
+        if due:
+            self._write()
 
     def repeat(self) -> None:
-        """Repeats the last heartbeat with the time since progress: the process is alive, which proves no more.
+        """Writes the last heartbeat with the time since progress: the process is alive, which proves no more.
 
         Stops when no phase may take that long, so that a reader of the heartbeat's age alone notices too.
         """
-        with self._one_at_a_time, suppress(UserError, OSError):  # the next beat with progress reports a full disk
-            since = self.monotonic() - self.last_progress
-            if self.current is not None and since <= max(SILENCE.values()):
-                self.run.heartbeat(self.step, self.total, self.loss, self.rate, self.current, since_progress=since)
+        if self._since() <= max(SILENCE.values()):  # for ever before the first beat
+            try:
+                self._write(repeated=True)
+            except (UserError, OSError):  # the next beat with progress reports a full disk
+                self._failed = True
 
-    def alive(self) -> AbstractContextManager[None]:
-        """Repeats the heartbeat in the background during work that does not report: a long pass, writing a 41 GB checkpoint."""
-        return _every_few_seconds(self.repeat)
+    def _since(self) -> float:
+        return self.monotonic() - self.last_progress
+
+    def _write(self, *, repeated: bool = False) -> None:
+        with self._disk:
+            with self._state:  # read here, or an older beat could be written after a newer one
+                known = self.step, self.total, self.loss, self.rate, str(self.current)
+                since = self._since()
+            if repeated:
+                self.run.heartbeat(*known, since_progress=since)
+            else:
+                self.run.heartbeat(*known)
+            self._failed = False
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Writes the heartbeat every few seconds, in a thread: beside steps, a long pass, the writing of a 41 GB checkpoint."""
+        self._repeating = True
+        try:
+            with _every_few_seconds(self.repeat):
+                yield
+        finally:
+            self._repeating = False
 
     @contextmanager
     def beating(self, phase: str, limit: float = 600.0) -> Iterator[None]:

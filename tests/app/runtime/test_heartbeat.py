@@ -8,7 +8,7 @@ from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
 from pkgutil import resolve_name
-from threading import Event
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -239,3 +239,80 @@ def test_a_full_disk_does_not_end_the_thread(heartbeat: Heartbeat) -> None:
     heartbeat.repeat()
     with pytest.raises(DiskFull):
         heartbeat.beat(4, 9, "evaluate")
+
+
+def test_beside_the_thread_only_a_new_phase_is_written_by_who_works(heartbeat: Heartbeat, heard: list[Any]) -> None:
+    now: Any = heartbeat.monotonic
+    with heartbeat.alive():
+        heartbeat.beat(1, 9, "train")
+        now.seconds += 2 * HEARTBEAT_SECONDS
+        heartbeat.beat(2, 9, "train")
+        assert heard == [(1, "train", 0.0)]
+        heartbeat.beat(3, 9, "train", force=True)
+        heartbeat.beat(3, 9, "evaluate")
+    now.seconds += 2 * HEARTBEAT_SECONDS
+    heartbeat.beat(4, 9, "evaluate")  # the thread is gone
+    assert heard == [(1, "train", 0.0), (3, "train", 0.0), (3, "evaluate", 0.0), (4, "evaluate", 0.0)]
+
+
+def test_no_step_waits_for_a_disk_that_holds_the_thread_and_no_older_beat_follows_a_newer(heard: list[Any]) -> None:
+    stuck, free = Event(), Event()
+
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float | None = None) -> None:
+        if since_progress is not None:
+            stuck.set()
+            assert free.wait(60)
+        heard.append((step, phase))
+
+    run: Any = SimpleNamespace(heartbeat=record)
+    heartbeat = Heartbeat(run, Now())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
+        heartbeat.beat(1, 9, "train")
+        with heartbeat.alive():
+            assert stuck.wait(60)
+            for step in range(2, 6):
+                heartbeat.beat(step, 9, "train")  # would never return if it waited
+            assert heard == [(1, "train")]
+            after = Thread(target=heartbeat.beat, args=(6, 9, "evaluate"))
+            after.start()
+            while heartbeat.current != "evaluate":
+                pass
+            free.set()
+            after.join(60)
+    assert heard[:2] == [(1, "train"), (1, "train")] and heard[2:] == [(6, "evaluate")] * (len(heard) - 2)
+
+
+def test_who_waited_for_the_disk_writes_what_is_known_then(heartbeat: Heartbeat, heard: list[Any]) -> None:
+    class Busy:
+        """Until the fourth step is made."""
+
+        def __enter__(self) -> None:
+            heartbeat.beat(4, 9, "train")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    heartbeat.beat(3, 9, "train")
+    heartbeat._disk = Busy()  # type: ignore[assignment]
+    heartbeat.repeat()
+    assert heard == [(3, "train", 0.0), (4, "train", 0.0)]
+
+
+def test_a_beat_that_the_thread_could_not_write_is_written_by_the_next_step(
+    heartbeat: Heartbeat, heard: list[Any]
+) -> None:
+    record = heartbeat.run.heartbeat
+    with heartbeat.alive():
+        heartbeat.beat(1, 9, "train")
+
+        def full(*_: Any, **__: Any) -> None:
+            raise DiskFull("here", "no space left on the disk")
+
+        heartbeat.run.heartbeat = full  # type: ignore[method-assign]
+        heartbeat.repeat()
+        with pytest.raises(DiskFull):
+            heartbeat.beat(2, 9, "train")
+        heartbeat.run.heartbeat = record  # type: ignore[method-assign]
+        heartbeat.beat(3, 9, "train")
+        heartbeat.beat(4, 9, "train")
+    assert heard == [(1, "train", 0.0), (3, "train", 0.0)]
