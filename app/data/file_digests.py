@@ -7,10 +7,8 @@ model from another. It finds no flipped bit on a disk: what looks for those read
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from app.data.array_cache import Arrays, kept, key_of
 from app.embedded.cache import cache_dir
 from jobs.runs.atomic import known_sha256, settled, state_of
 
@@ -22,18 +20,20 @@ def kept_sha256(path: Path, now: Callable[[], int] = time.time_ns) -> str:
     state = state_of(path)
     if path.stat().st_size < LEAST:
         return known_sha256(path, now)
+    from app.data.array_cache import Arrays, kept, key_of, numbers  # numpy, which no command needs that runs no stage
+
     begun = now()
 
     def pack(digest: str) -> Arrays | None:
         same = settled(state, begun) and state_of(path) == state
-        return {"sha256": np.frombuffer(bytes.fromhex(digest), np.uint8)} if same else None
+        return {"sha256": numbers(bytes.fromhex(digest))} if same else None
 
     key = key_of(["sha256", str(path.resolve()), *map(str, state)])
     return kept(cache_dir() / "digests" / f"{key}.safetensors", lambda: known_sha256(path, now), pack, _unpack)
 
 
-def _unpack(arrays: Arrays) -> str:
-    digest = arrays["sha256"]
-    if digest.shape != (32,) or digest.dtype != np.uint8:
+def _unpack(arrays: dict[str, Any]) -> str:
+    digest = bytes(arrays["sha256"].tolist())  # raises ValueError for what is no byte
+    if len(digest) != 32:
         raise ValueError("no sha256")
-    return digest.tobytes().hex()
+    return digest.hex()

@@ -112,7 +112,7 @@ def test_a_file_whose_reading_took_long_was_settled_only_if_it_was_when_that_beg
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize("wrong", [np.zeros(31, np.uint8), np.zeros((2, 16), np.uint8), np.zeros(32, np.int8)])
+@pytest.mark.parametrize("wrong", [np.zeros(31, np.int32), np.zeros((2, 16), np.int32), np.full(32, 256, np.int32)])
 def test_what_is_no_digest_is_made_again(
     wrong: np.ndarray, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
 ) -> None:
