@@ -1,4 +1,4 @@
-"""Token ids kept by content, so that a process need not compute again what another one has: front door `kept`.
+"""Arrays, token ids above all, kept so that a process need not compute again what another one has: front door `kept`.
 
 A file's name is a digest of all that its arrays depend on, the source of what makes them included (`sources_of`); who names it
 answers for that. A file appears whole, under its final name, or not at all; one that is damaged, or that has another one's

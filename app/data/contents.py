@@ -7,7 +7,6 @@ Embedded data and models are checked against the digests in app/embedded/cache.p
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +23,6 @@ from jobs.errors import DataError, expanded
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TIMEOUT = 10  # seconds for a request to the hub
-_AT_ONCE = 4  # files: a large model has several
 # Of a saved split, of a saved dictionary of splits, of a model.
 _MARKS = ("state.json", "dataset_dict.json", "config.json")
 
@@ -103,11 +101,9 @@ def digest_of(paths: Iterable[Path]) -> str:
             names = ((file.relative_to(path.parent).as_posix(), file) for file in path.rglob("*") if file.is_file())
             files |= {(name, file) for name, file in names if not re.search(r"/\.", name)}
     digest = hashlib.sha256()
-    ordered = sorted(files)
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for (name, _), sha256 in zip(ordered, pool.map(kept_sha256, [file for _, file in ordered]), strict=True):
-                digest.update(f"{name}\0{sha256}\n".encode(errors="surrogateescape"))
+        for name, file in sorted(files):
+            digest.update(f"{name}\0{kept_sha256(file)}\n".encode(errors="surrogateescape"))
     except OSError as error:
         raise DataError(error.filename, f"cannot be read ({error.strerror})", "check its permissions") from error
     return f"sha256 {digest.hexdigest()}"

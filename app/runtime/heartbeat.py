@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from app.runtime.progress import in_background, waiting
-from jobs.errors import UserError
 from jobs.health import SILENCE
 from jobs.runs.rundir import RunDir
 
@@ -58,23 +57,26 @@ class Heartbeat:
         Stops when no phase may take that long, so that a reader of the heartbeat's age alone notices too.
         """
         if self._since() <= max(SILENCE.values()):  # for ever before the first beat
-            try:
-                self._write(repeated=True)
-            except (UserError, OSError):  # the next beat with progress reports a full disk
-                self._failed = True
+            with self._failing():
+                self._write()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """What a thread could not write, since the disk is full or memory lacks, does not end it: the next beat of who works
+        reports what lasts."""
+        try:
+            yield
+        except Exception:
+            self._failed = True
 
     def _since(self) -> float:
         return self.monotonic() - self.last_progress
 
-    def _write(self, *, repeated: bool = False) -> None:
+    def _write(self) -> None:
         with self._disk:
             with self._state:  # read here, or an older beat could be written after a newer one
-                known = self.step, self.total, self.loss, self.rate, str(self.current)
-                since = self._since()
-            if repeated:
-                self.run.heartbeat(*known, since_progress=since)
-            else:
-                self.run.heartbeat(*known)
+                known, since = (self.step, self.total, self.loss, self.rate, str(self.current)), self._since()
+            self.run.heartbeat(*known, since_progress=since)
             self._failed = False
 
     @contextmanager
@@ -97,7 +99,8 @@ class Heartbeat:
 
         def beat() -> None:
             if self.monotonic() < ends:
-                self.beat(step, total, phase, loss=loss, force=True)
+                with self._failing():
+                    self.beat(step, total, phase, loss=loss, force=True)
 
         self.beat(step, total, phase, loss=loss, force=True)
         with _every_few_seconds(beat), waiting(phase):

@@ -301,16 +301,11 @@ def known_sha256(path: Path, now: Callable[[], int] = time.time_ns) -> str:
     before = state_of(path)
     if (known := _KNOWN.get(before)) is not None:
         return known
-    begun = now()
+    settled = now() - max(before[-2:]) > (_TICK if before[-1] % 1_000_000_000 else _COARSE)
     digest = sha256_of(path)
-    if settled(before, begun) and state_of(path) == before:
+    if settled and state_of(path) == before:
         _KNOWN[before] = digest
     return digest
-
-
-def settled(state: tuple[int, ...], at: int) -> bool:
-    """Whether any later write gives the file another state: its times were more than a tick of the clock ago at `at` (ns)."""
-    return at - max(state[-2:]) > (_TICK if state[-1] % 1_000_000_000 else _COARSE)
 
 
 def state_of(path: Path) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,25 +76,52 @@ def test_a_changed_file_is_read_again(
     assert in_a_new_process(weights) == sha256_of(weights) != first and computed == ["weights"] * 2
 
 
-def test_two_files_of_one_state_are_told_apart_by_their_paths(
-    weights: Path, computed: list[str], in_a_new_process: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["other", "weights"])
+def test_another_path_and_another_inode_at_the_same_path_are_other_files(
+    name: str, weights: Path, computed: list[str], in_a_new_process: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(file_digests, "state_of", lambda path: (1, 1, 6, 1, 1))
-    monkeypatch.setattr(atomic, "state_of", lambda path: (1, 1, 6, 1, 1))
-    (other := weights.with_name("other")).write_bytes(b"other!")
-    assert in_a_new_process(weights) != in_a_new_process(other) == sha256_of(other)
+    def state(path: Path) -> tuple[int, ...]:
+        device_and_inode = atomic.state_of(path)[:2] if name == "weights" else (1, 1)
+        return *device_and_inode, 6, 1, 1
+
+    monkeypatch.setattr(file_digests, "state_of", state)
+    in_a_new_process(weights)
+    (new := weights.with_name("new")).write_bytes(b"other!")
+    assert in_a_new_process(new.rename(weights.with_name(name))) == sha256_of(weights.with_name(name))
 
 
-def test_a_digest_is_not_kept_of_a_file_that_was_just_written_or_changes_meanwhile(
+@pytest.mark.parametrize(("age", "kept"), [(file_digests.SETTLED, 0), (file_digests.SETTLED + 1, 1)])
+def test_a_digest_is_kept_of_a_file_that_has_lain_for_a_minute_when_reading_began(
+    age: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
+) -> None:
+    os.utime(weights, ns=(0, weights.stat().st_ctime_ns - HOUR))  # its content is old, its inode is not
+    clock = iter([weights.stat().st_ctime_ns + age])
+    in_a_new_process(weights, lambda: next(clock, later()))
+    assert len(entries(tmp_path)) == kept
+
+
+def test_a_digest_is_not_kept_of_a_file_from_the_future_or_with_times_in_whole_seconds(
     weights: Path,
     tmp_path: Path,
     computed: list[str],
     in_a_new_process: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    in_a_new_process(weights, lambda: weights.stat().st_ctime_ns + atomic._TICK)
+    before = weights.stat().st_ctime_ns
+    os.utime(weights, ns=(0, later() + HOUR))
+    in_a_new_process(weights)
+    monkeypatch.setattr(file_digests, "state_of", lambda path: (1, 1, 6, before, before // 10**9 * 10**9))
+    in_a_new_process(weights)
     assert entries(tmp_path) == []
 
+
+def test_a_digest_is_not_kept_of_a_file_that_changes_while_it_is_read(
+    weights: Path,
+    tmp_path: Path,
+    computed: list[str],
+    in_a_new_process: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def meanwhile(path: Path) -> str:
         digest = sha256_of(path)
         path.write_bytes(b"another")
@@ -104,12 +132,25 @@ def test_a_digest_is_not_kept_of_a_file_that_was_just_written_or_changes_meanwhi
     assert entries(tmp_path) == []
 
 
-def test_a_file_whose_reading_took_long_was_settled_only_if_it_was_when_that_began(
-    weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
+def test_a_name_that_is_no_text_is_one_too(
+    tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
 ) -> None:
-    clock = iter([weights.stat().st_ctime_ns] * 2)  # then the hour of reading
-    in_a_new_process(weights, lambda: next(clock, later()))
-    assert entries(tmp_path) == []
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.jsonl"))
+    path.write_bytes(b"first!")
+    assert in_a_new_process(path) == in_a_new_process(path) == sha256_of(path) and len(computed) == 1
+
+
+def test_a_file_that_may_not_be_read_has_no_digest_although_it_is_known(
+    weights: Path, computed: list[str], in_a_new_process: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_a_new_process(weights)
+
+    def refused(path: Path, mode: str) -> None:  # root, as in CI, may read every file
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(PermissionError):
+        in_a_new_process(weights)
 
 
 @pytest.mark.parametrize("wrong", [np.zeros(31, np.int32), np.zeros((2, 16), np.int32), np.full(32, 256, np.int32)])
@@ -126,19 +167,14 @@ def test_what_is_no_digest_is_made_again(
     assert in_a_new_process(weights) == sha256_of(weights) and computed == ["weights"] * 3
 
 
+@pytest.mark.parametrize(("least", "kept"), [(7, 0), (6, 1)])
 def test_small_files_are_not_kept(
-    weights: Path,
-    tmp_path: Path,
-    computed: list[str],
-    in_a_new_process: Callable[..., str],
+    least: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(file_digests, "LEAST", 7)
-    assert (
-        in_a_new_process(weights) == in_a_new_process(weights)
-        and computed == ["weights"] * 2
-        and entries(tmp_path) == []
-    )
+) -> None:  # fmt: skip
+    monkeypatch.setattr(file_digests, "LEAST", least)
+    assert in_a_new_process(weights) == in_a_new_process(weights) == sha256_of(weights)
+    assert len(computed) == 2 - kept and len(entries(tmp_path)) == kept
 
 
 def test_the_digest_of_a_model_is_made_of_kept_ones(
@@ -148,7 +184,7 @@ def test_the_digest_of_a_model_is_made_of_kept_ones(
     model.mkdir()
     for name in ("config.json", "a.safetensors", "b.safetensors"):
         (model / name).write_text(name)
-    monkeypatch.setattr(atomic, "_TICK", -HOUR)
+    monkeypatch.setattr(file_digests, "SETTLED", -HOUR)
     first = digest_of([model])
     monkeypatch.setattr(atomic, "_KNOWN", {})
     assert digest_of([model]) == first and sorted(computed) == ["a.safetensors", "b.safetensors", "config.json"]

@@ -114,7 +114,7 @@ def _stopped_at(ranks: Ranks, out: Path, signalled: bool) -> int:
     stop = StopFlag()
     if signalled:
         stop.name = "SIGTERM"
-    run: Any = SimpleNamespace(heartbeat=lambda *_: None, append_jsonl=lambda *_: None)
+    run: Any = SimpleNamespace(heartbeat=lambda *_, **__: None, append_jsonl=lambda *_: None)
     loop = _loop(ranks, out / "signal", steps=5, recorder=Recorder(run, stop, Heartbeat(run)))
     loop.run()
     return loop.step if loop.stopped else -1

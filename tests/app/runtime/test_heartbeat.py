@@ -8,7 +8,7 @@ from collections import defaultdict
 from itertools import groupby
 from pathlib import Path
 from pkgutil import resolve_name
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Watched:
 
         def beat(run: RunDir, step: int, total: int, loss: Any, rate: Any, phase: str, **more: Any) -> None:
             heartbeat(run, step, total, loss, rate, phase, **more)
-            if "since_progress" in more:  # out of the thread, as often as this machine is slow
+            if current_thread() is not main_thread():  # as often as this machine is slow
                 self.in_background[phase].set()
                 return
             self.files_at_first = self.files_at_first or sorted(path.name for path in run.path.iterdir())
@@ -139,7 +139,7 @@ def test_a_silent_compiler_counts_as_alive_for_a_limited_time() -> None:
     heard: list[str] = []
     third = Event()
 
-    def record(step: int, total: int, loss: Any, rate: Any, phase: str) -> None:
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float) -> None:
         heard.append(phase)
         if len(heard) == 3:
             third.set()
@@ -199,7 +199,7 @@ def heard() -> list[tuple[int, str, float]]:
 
 @pytest.fixture
 def heartbeat(heard: list[tuple[int, str, float]]) -> Heartbeat:
-    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float = 0.0) -> None:
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float) -> None:
         heard.append((step, phase, since_progress))
 
     run: Any = SimpleNamespace(heartbeat=record)
@@ -258,8 +258,8 @@ def test_beside_the_thread_only_a_new_phase_is_written_by_who_works(heartbeat: H
 def test_no_step_waits_for_a_disk_that_holds_the_thread_and_no_older_beat_follows_a_newer(heard: list[Any]) -> None:
     stuck, free = Event(), Event()
 
-    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float | None = None) -> None:
-        if since_progress is not None:
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float) -> None:
+        if current_thread().name == "heartbeat":
             stuck.set()
             assert free.wait(60)
         heard.append((step, phase))
@@ -284,18 +284,23 @@ def test_no_step_waits_for_a_disk_that_holds_the_thread_and_no_older_beat_follow
 
 
 def test_who_waited_for_the_disk_writes_what_is_known_then(heartbeat: Heartbeat, heard: list[Any]) -> None:
+    now: Any = heartbeat.monotonic
+
     class Busy:
-        """Until the fourth step is made."""
+        """For three seconds, in the first of which the fourth step is made."""
 
         def __enter__(self) -> None:
+            now.seconds += 1
             heartbeat.beat(4, 9, "train")
+            now.seconds += 2
 
         def __exit__(self, *_: object) -> None: ...
 
     heartbeat.beat(3, 9, "train")
     heartbeat._disk = Busy()  # type: ignore[assignment]
     heartbeat.repeat()
-    assert heard == [(3, "train", 0.0), (4, "train", 0.0)]
+    heartbeat.beat(3, 9, "train", force=True)
+    assert heard == [(3, "train", 0.0), (4, "train", 2.0), (4, "train", 2.0)]
 
 
 def test_a_beat_that_the_thread_could_not_write_is_written_by_the_next_step(
@@ -316,3 +321,26 @@ def test_a_beat_that_the_thread_could_not_write_is_written_by_the_next_step(
         heartbeat.beat(3, 9, "train")
         heartbeat.beat(4, 9, "train")
     assert heard == [(1, "train", 0.0), (3, "train", 0.0)]
+
+
+def test_a_beat_that_fails_ends_neither_thread(heard: list[Any]) -> None:
+    third = Event()
+
+    def record(step: int, total: int, loss: Any, rate: Any, phase: str, since_progress: float) -> None:
+        heard.append(phase)
+        if len(heard) == 4:
+            third.set()
+        if len(heard) > 1:
+            raise MemoryError
+
+    run: Any = SimpleNamespace(heartbeat=record)
+    heartbeat = Heartbeat(run, Now())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 0.001)
+        with heartbeat.beating("compile"):
+            assert third.wait(60)
+        heard.clear()
+        third.clear()
+        heartbeat.beat(1, 9, "train")
+        with heartbeat.alive():
+            assert third.wait(60)
