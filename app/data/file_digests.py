@@ -15,7 +15,7 @@ from app.embedded.cache import cache_dir
 from jobs.runs.atomic import known_sha256, state_of
 
 LEAST = 64 << 20  # bytes: smaller ones are read anew, which takes 50 ms
-SETTLED = 60_000_000_000  # ns; Linux writes changed pages after 35 s at most, unless told otherwise
+SETTLED = 60_000_000_000  # ns; Linux begins to write changed pages after 30 to 35 s, unless told otherwise
 
 
 def kept_sha256(path: Path, now: Callable[[], int] = time.time_ns) -> str:

@@ -19,6 +19,7 @@ from jobs.runs.atomic import sha256_of
 from tests.jobs.runs.test_digests import replaced, written_over
 
 HOUR = 3600 * 10**9
+Sha256 = Callable[..., str]
 
 
 def later() -> int:
@@ -42,7 +43,7 @@ def computed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Sha256:
     def sha256(path: Path, now: Callable[[], int] = later) -> str:
         monkeypatch.setattr(atomic, "_KNOWN", {})
         return kept_sha256(path, now)
@@ -61,15 +62,13 @@ def entries(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache" / "digests").glob("*"))
 
 
-def test_a_second_process_does_not_read_the_file(
-    weights: Path, computed: list[str], in_a_new_process: Callable[..., str]
-) -> None:
+def test_a_second_process_does_not_read_the_file(weights: Path, computed: list[str], in_a_new_process: Sha256) -> None:
     assert in_a_new_process(weights) == in_a_new_process(weights) == sha256_of(weights) and computed == ["weights"]
 
 
 @pytest.mark.parametrize("change", [replaced, written_over])
 def test_a_changed_file_is_read_again(
-    change: Callable[[Path], None], weights: Path, computed: list[str], in_a_new_process: Callable[..., str]
+    change: Callable[[Path], None], weights: Path, computed: list[str], in_a_new_process: Sha256
 ) -> None:
     first = in_a_new_process(weights)
     change(weights)
@@ -78,7 +77,7 @@ def test_a_changed_file_is_read_again(
 
 @pytest.mark.parametrize("name", ["other", "weights"])
 def test_another_path_and_another_inode_at_the_same_path_are_other_files(
-    name: str, weights: Path, computed: list[str], in_a_new_process: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    name: str, weights: Path, computed: list[str], in_a_new_process: Sha256, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def state(path: Path) -> tuple[int, ...]:
         device_and_inode = atomic.state_of(path)[:2] if name == "weights" else (1, 1)
@@ -92,7 +91,7 @@ def test_another_path_and_another_inode_at_the_same_path_are_other_files(
 
 @pytest.mark.parametrize(("age", "kept"), [(file_digests.SETTLED, 0), (file_digests.SETTLED + 1, 1)])
 def test_a_digest_is_kept_of_a_file_that_has_lain_for_a_minute_when_reading_began(
-    age: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
+    age: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Sha256
 ) -> None:
     os.utime(weights, ns=(0, weights.stat().st_ctime_ns - HOUR))  # its content is old, its inode is not
     clock = iter([weights.stat().st_ctime_ns + age])
@@ -101,11 +100,7 @@ def test_a_digest_is_kept_of_a_file_that_has_lain_for_a_minute_when_reading_bega
 
 
 def test_a_digest_is_not_kept_of_a_file_from_the_future_or_with_times_in_whole_seconds(
-    weights: Path,
-    tmp_path: Path,
-    computed: list[str],
-    in_a_new_process: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
+    weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Sha256, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = weights.stat().st_ctime_ns
     os.utime(weights, ns=(0, later() + HOUR))
@@ -116,11 +111,7 @@ def test_a_digest_is_not_kept_of_a_file_from_the_future_or_with_times_in_whole_s
 
 
 def test_a_digest_is_not_kept_of_a_file_that_changes_while_it_is_read(
-    weights: Path,
-    tmp_path: Path,
-    computed: list[str],
-    in_a_new_process: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
+    weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Sha256, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(path: Path) -> str:
         digest = sha256_of(path)
@@ -132,16 +123,25 @@ def test_a_digest_is_not_kept_of_a_file_that_changes_while_it_is_read(
     assert entries(tmp_path) == []
 
 
-def test_a_name_that_is_no_text_is_one_too(
-    tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
+def test_one_relative_path_in_two_directories_is_two_files(
+    tmp_path: Path, computed: list[str], in_a_new_process: Sha256, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(file_digests, "state_of", lambda path: (1, 1, 6, 1, 1))
+    for name in ("first!", "other!"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert in_a_new_process(Path("weights")) == sha256_of(tmp_path / name / "weights")
+
+
+def test_a_name_that_is_no_text_is_one_too(tmp_path: Path, computed: list[str], in_a_new_process: Sha256) -> None:
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/donn\xe9es.jsonl"))
     path.write_bytes(b"first!")
     assert in_a_new_process(path) == in_a_new_process(path) == sha256_of(path) and len(computed) == 1
 
 
 def test_a_file_that_may_not_be_read_has_no_digest_although_it_is_known(
-    weights: Path, computed: list[str], in_a_new_process: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    weights: Path, computed: list[str], in_a_new_process: Sha256, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_a_new_process(weights)
 
@@ -155,7 +155,7 @@ def test_a_file_that_may_not_be_read_has_no_digest_although_it_is_known(
 
 @pytest.mark.parametrize("wrong", [np.zeros(31, np.int32), np.zeros((2, 16), np.int32), np.full(32, 256, np.int32)])
 def test_what_is_no_digest_is_made_again(
-    wrong: np.ndarray, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str]
+    wrong: np.ndarray, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Sha256
 ) -> None:
     in_a_new_process(weights)
     (entry,) = entries(tmp_path)
@@ -169,7 +169,7 @@ def test_what_is_no_digest_is_made_again(
 
 @pytest.mark.parametrize(("least", "kept"), [(7, 0), (6, 1)])
 def test_small_files_are_not_kept(
-    least: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Callable[..., str],
+    least: int, kept: int, weights: Path, tmp_path: Path, computed: list[str], in_a_new_process: Sha256,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(file_digests, "LEAST", least)

@@ -229,28 +229,50 @@ def test_a_trainer_that_hangs_is_not_beaten_for_for_ever(heartbeat: Heartbeat, h
     assert heard == [(3, "train", 0.0), (3, "train", max(SILENCE.values()))]
 
 
+def failing_with(error: Exception) -> Any:
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fails
+
+
 def test_a_full_disk_does_not_end_the_thread(heartbeat: Heartbeat) -> None:
     heartbeat.beat(3, 9, "train")
-
-    def full(*_: Any, **__: Any) -> None:
-        raise DiskFull("here", "no space left on the disk")
-
-    heartbeat.run.heartbeat = full  # type: ignore[method-assign]
+    heartbeat.run.heartbeat = failing_with(DiskFull("here", "no space left on the disk"))  # type: ignore[method-assign]
     heartbeat.repeat()
     with pytest.raises(DiskFull):
         heartbeat.beat(4, 9, "evaluate")
 
 
+@pytest.fixture
+def beats_of_the_thread_are_far_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.runtime.heartbeat.HEARTBEAT_SECONDS", 3600.0)
+
+
+def test_what_a_beat_holds_changes_and_is_read_under_a_lock(heartbeat: Heartbeat) -> None:
+    held: list[bool] = []
+    stands = heartbeat.monotonic
+
+    def monotonic() -> float:
+        held.append(heartbeat._state.locked())
+        return stands()
+
+    heartbeat.monotonic = monotonic
+    heartbeat.beat(1, 9, "train")
+    assert held == [True, True]  # set, and read to be written
+
+
+@pytest.mark.usefixtures("beats_of_the_thread_are_far_off")
 def test_beside_the_thread_only_a_new_phase_is_written_by_who_works(heartbeat: Heartbeat, heard: list[Any]) -> None:
     now: Any = heartbeat.monotonic
     with heartbeat.alive():
         heartbeat.beat(1, 9, "train")
-        now.seconds += 2 * HEARTBEAT_SECONDS
+        now.seconds += 7200
         heartbeat.beat(2, 9, "train")
         assert heard == [(1, "train", 0.0)]
         heartbeat.beat(3, 9, "train", force=True)
         heartbeat.beat(3, 9, "evaluate")
-    now.seconds += 2 * HEARTBEAT_SECONDS
+    now.seconds += 7200
     heartbeat.beat(4, 9, "evaluate")  # the thread is gone
     assert heard == [(1, "train", 0.0), (3, "train", 0.0), (3, "evaluate", 0.0), (4, "evaluate", 0.0)]
 
@@ -303,19 +325,17 @@ def test_who_waited_for_the_disk_writes_what_is_known_then(heartbeat: Heartbeat,
     assert heard == [(3, "train", 0.0), (4, "train", 2.0), (4, "train", 2.0)]
 
 
+@pytest.mark.usefixtures("beats_of_the_thread_are_far_off")
+@pytest.mark.parametrize("error", [DiskFull("here", "no space left on the disk"), MemoryError()])
 def test_a_beat_that_the_thread_could_not_write_is_written_by_the_next_step(
-    heartbeat: Heartbeat, heard: list[Any]
+    error: Exception, heartbeat: Heartbeat, heard: list[Any]
 ) -> None:
     record = heartbeat.run.heartbeat
     with heartbeat.alive():
         heartbeat.beat(1, 9, "train")
-
-        def full(*_: Any, **__: Any) -> None:
-            raise DiskFull("here", "no space left on the disk")
-
-        heartbeat.run.heartbeat = full  # type: ignore[method-assign]
+        heartbeat.run.heartbeat = failing_with(error)  # type: ignore[method-assign]
         heartbeat.repeat()
-        with pytest.raises(DiskFull):
+        with pytest.raises(type(error)):
             heartbeat.beat(2, 9, "train")
         heartbeat.run.heartbeat = record  # type: ignore[method-assign]
         heartbeat.beat(3, 9, "train")
