@@ -163,4 +163,7 @@ def _adamw(weight: Tensor, first: Tensor, second: Tensor, gradient: Tensor, half
 
 @cache
 def _compiled(backend: Any = "inductor") -> Any:
-    return torch.compile(_adamw, backend=backend)
+    # To choose between two sizes of block, the compiler would time both on the first weights, and put these back from the host
+    # after each run: 8 s of the first step of a 3B model, whose embedding has half a gigabyte (docs/log.md).
+    options: dict[str, Any] | None = {"triton.autotune_pointwise": False} if backend == "inductor" else None
+    return torch.compile(_adamw, backend=backend, options=options)

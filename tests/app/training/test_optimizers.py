@@ -189,6 +189,48 @@ def test_the_update_is_compiled_once_for_weights_of_all_sizes(monkeypatch: pytes
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
+def one_step(device: str) -> None:
+    weight = torch.nn.Parameter(torch.ones(128, 64, device=device))
+    mine = MasterAdamW([{"params": [weight]}], lr=1e-2)
+    weight.grad = torch.ones_like(weight)
+    mine.step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, 0.99), rtol=1e-6, atol=1e-6)
+
+
+def test_no_block_size_of_the_update_is_chosen_by_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    patches: list[dict[str, Any]] = []
+
+    def compile_fx(graph: torch.fx.GraphModule, inputs: Any, config_patches: dict[str, Any], **_: Any) -> Any:
+        patches.append(config_patches)
+        return graph.forward
+
+    torch._dynamo.reset()
+    _compiled.cache_clear()
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    monkeypatch.setattr("app.training.master_weights._adamw", _compiled())
+    one_step("cpu")
+    assert patches == [{"triton.autotune_pointwise": False}]
+    _compiled.cache_clear()
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_first_step_times_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[Any] = []
+
+    def benchmark(_: Any, call: Any, *args: Any, **kwargs: Any) -> float:
+        timed.append(call)
+        return 1.0
+
+    torch._dynamo.reset()
+    _compiled.cache_clear()
+    monkeypatch.setattr("torch._inductor.runtime.benchmarking.InductorBenchmarker.benchmark_gpu", benchmark)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        one_step("cuda")
+    assert not timed
+
+
 def test_only_products_read_what_is_halved() -> None:
     from tests.app.conftest import make_model
 
