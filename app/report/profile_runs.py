@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from app.report.campaign import Setting, is_about, model_of, read_primary, recipe_of, setting_of, steps_of
 from app.report.comparisons import find_baseline, planned_comparisons, refuse_different_items, share_items, what_differs
@@ -16,14 +17,16 @@ from jobs.config.load import profile_name, profile_names, profile_to_give
 from jobs.errors import DataError, RunStateError, UserError, make_command
 from jobs.runs.records import read_campaign_file
 from jobs.runs.rundir import RunDir, list_runs
+from jobs.runs.runfiles import base_model
 
 
 def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None = None) -> Study:
     """The newest completed run of each stage; `profile`, a name or a path, defaults to that of the newest completed run.
     campaign: of its runs alone.
 
-    Runs on different items are never compared. The report shows the set of runs on the same items with the most
-    stages, and of several such sets the newest.
+    Runs of different models are never compared, though their profile has one name: those of the newest run's model are shown.
+    Nor are runs on different items: of these the report shows the set on the same items with the most stages, and of several
+    such sets the newest.
 
     Raises:
         RunStateError: no completed run (of that profile); names the unfinished runs, or the other profiles.
@@ -46,6 +49,9 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
         raise RunStateError(str(runs_dir), fact, remedy)
     records = {run.id: run.read_job() for run in candidates}
     models = {run.id: model_of(run.stage, records[run.id]) for run in candidates}
+    newest, same = candidates[-1].id, _of_one_model(records)
+    of_others = {models[run.id]: run.id for run in candidates if run.id not in same}
+    candidates = [run for run in candidates if run.id in same]
     candidates.sort(key=lambda run: steps_of(run.stage, records[run.id]))  # the newest of the longest is shown
     by_setting: dict[Setting, list[RunDir]] = {}
     for run in candidates:
@@ -56,10 +62,16 @@ def study_of_profile(runs_dir: Path, profile: str | None, campaign: str | None =
     )
 
     load = functools.cache(lambda run: load_run(run, models[run.id]))
-    studies = [_study(chosen, setting, by_setting[setting], found, models, load, primary) for setting in order]
+    studies = [
+        _study(chosen, setting, by_setting[setting], found, models, load, primary, of_others) for setting in order
+    ]
+    shown = {run.stage: run.id for run in studies[0].runs}
+    others_left_out = [LeftOut(run, stage, shown.get(stage), f"of another model than {newest}")
+                       for stage, run in of_others.items()]  # fmt: skip
     spent = {(run.id, str(s.get("fingerprint"))): (s.get("seconds") or 0.0, s.get("dollars") or 0.0)
              for run in candidates for s in [run.read_summary()]}  # fmt: skip
-    return replace(studies[0], other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
+    first = replace(studies[0], left_out=(*studies[0].left_out, *others_left_out))
+    return replace(first, other_settings=tuple(studies[1:]), other_profiles=tuple(others), spent=Spent(spent),
                    ledger=ledger, campaign=campaign or "")  # fmt: skip
 
 
@@ -71,14 +83,16 @@ def _study(
     models: Mapping[str, str],
     load: Callable[[RunDir], Run],
     primary: Primary | None,
+    of_others: Mapping[str, str],
 ) -> Study:
-    """The study of one setting. found: every run, for the state of missing stages. models: run id -> its model's name."""
+    """The study of one setting. found: every run, for the state of missing stages. models: run id -> its model's name.
+    of_others: of each stage the newest run of another model."""
     shown, left_out = _on_the_same_items(candidates, models, load)
     runs = tuple(shown[stage] for stage in stage_order(list(shown)))
     limit = next((run.limit for run in runs if run.limit is not None), None)
     given = profile_of(candidates[-1])
     missing = tuple(
-        _missing(stage, found, left_out, setting.command(stage, profile=given, limit=limit))
+        _missing(stage, found, left_out, of_others, setting.command(stage, profile=given, limit=limit))
         for stage in STAGES
         if stage not in shown and not any(map(recipe_of, shown)) and not is_about(primary, setting)
     )
@@ -119,6 +133,26 @@ def complete_runs(found: Sequence[RunDir]) -> list[tuple[RunDir, str]]:
     return [(run, str(run.read_summary()["profile"])) for run in found if run.state() == "complete"]
 
 
+def _of_one_model(records: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Those of the model of the newest run: of its name and, as far as is recorded, of its weights.
+
+    records: run id -> its stage.yaml, oldest first. The weights are recorded by runs that read them: a run that starts from
+    another one has those of that one.
+    """
+
+    def weights(run: str, depth: int = 0) -> str | None:
+        record = records.get(run) or {}
+        known = (record.get("contents") or {}).get("model")
+        starts = (record.get("init_runs") or {}).values() if depth < len(records) else ()
+        return known or next(filter(None, (weights(start, depth + 1) for start in starts)), None)
+
+    newest = base_model(records[list(records)[-1]])
+    named = [run for run, record in records.items() if base_model(record) == newest]
+    held = {run: weights(run) for run in named}
+    current = next((held[run] for run in reversed(named) if held[run]), None)
+    return {run for run in named if held[run] in (None, current)}
+
+
 def _on_the_same_items(
     candidates: Sequence[RunDir], models: Mapping[str, str], load: Callable[[RunDir], Run]
 ) -> tuple[dict[str, Run], list[LeftOut]]:
@@ -150,9 +184,12 @@ def _on_the_same_items(
     return trained | best, left_out
 
 
-def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], command: str) -> Missing:
+def _missing(stage: str, found: Sequence[RunDir], left_out: Sequence[LeftOut], of_others: Mapping[str, str],
+             command: str) -> Missing:  # fmt: skip
     if any(run.stage == stage for run in left_out):
         return Missing(stage, "its runs were scored on other items", command)
+    if stage in of_others:
+        return Missing(stage, f"{of_others[stage]} is of another model", command)
     # One of another profile may be complete.
     attempts = [(run.id, state) for run in found if run.stage == stage and (state := run.state()) != "complete"]
     fact = "last attempt {} is {}".format(*attempts[-1]) if attempts else "not run yet"

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from pathlib import Path
+from typing import Any
 
 from app.report.comparisons import compare_runs, find_baseline, refuse_different_items, share_items
 from app.report.profile_runs import complete_runs, profile_of
@@ -11,7 +12,7 @@ from app.report.study import LeftOut, Study
 from jobs.config.load import profile_name
 from jobs.errors import RunStateError, make_command
 from jobs.runs.rundir import RunDir, list_runs
-from jobs.runs.runfiles import ID_PATTERN
+from jobs.runs.runfiles import ID_PATTERN, base_model
 
 
 def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = None) -> Study:
@@ -23,8 +24,8 @@ def study_of_two(runs_dir: Path, names: tuple[str, str], profile: str | None = N
         DataError: they were scored on different items or formats: names both and what differs.
     """
     firsts, seconds = (_named_runs(runs_dir, name, profile) for name in names)
-    if profile is None:  # two profiles may share items, but a stage's name means a run of the same model
-        firsts, seconds = _of_one_profile(firsts, seconds)
+    # Two profiles may share items, but a stage's name means a run of the same model.
+    firsts, seconds = _of_one_model(firsts, seconds)
     pairs = sorted(itertools.product(range(len(firsts)), range(len(seconds))), key=lambda at: (sum(at), at))
     loaded = functools.cache(load_run)
     agreeing = next(((a, b) for a, b in pairs if share_items(loaded(firsts[a]), loaded(seconds[b]))), (0, 0))
@@ -68,12 +69,16 @@ def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
     return [run]
 
 
-def _of_one_profile(firsts: list[RunDir], seconds: list[RunDir]) -> tuple[list[RunDir], list[RunDir]]:
-    """If a name allows several runs: those of the other name's profile, or of the newest run's, if there are any."""
+def _of_one_model(firsts: list[RunDir], seconds: list[RunDir]) -> tuple[list[RunDir], list[RunDir]]:
+    """If a name allows several runs: those of the other name's profile and model, or of the newest run's, if there are any."""
+
+    def model(run: RunDir) -> tuple[str, dict[str, Any]]:
+        return run.read_summary()["profile"], base_model(run.read_job())
+
     newest = max((runs[0] for runs in (firsts, seconds) if len(runs) == 1), key=lambda run: run.age_key, default=None)
     newest = newest or max(firsts[0], seconds[0], key=lambda run: run.age_key)
-    profile = newest.read_summary()["profile"]
-    one, two = ([run for run in runs if run.read_summary()["profile"] == profile] for runs in (firsts, seconds))
+    wanted = model(newest)
+    one, two = ([run for run in runs if model(run) == wanted] for runs in (firsts, seconds))
     return one or firsts, two or seconds
 
 

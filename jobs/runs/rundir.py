@@ -26,7 +26,7 @@ from jobs.config.job import Job
 from jobs.config.load import DEFAULT_PROFILE
 from jobs.errors import DiskFull, RunStateError, UserError, make_command
 from jobs.runs import atomic
-from jobs.runs.runfiles import ID_PATTERN, STOPPED, RunFiles, State
+from jobs.runs.runfiles import ID_PATTERN, STOPPED, RunFiles, State, base_model
 
 __all__ = ["STOPPED", "RunDir", "latest_complete", "latest_in", "list_runs", "resolve_init"]
 log = logging.getLogger(__name__)
@@ -289,11 +289,10 @@ def _unfit(run: RunDir, job: Job) -> str:
     profile, record = run.read_summary()["profile"], run.read_job()
     if profile != job.profile.name:
         return f"is of profile {profile}"
-    recorded, model = record["profile"]["model"], job.profile.model.model_dump(mode="json")
-    # A user may have changed the profile. dtype, device and the like do not count.
-    if any(recorded[key] != model[key] for key in ("source", "name", "revision", "config")):
+    asked = job.to_dict()
+    if base_model(record) != base_model(asked):  # a user may have changed the profile
         return "started from another model"
-    suite, wanted = _suite(record["stage"]), _suite(job.to_dict()["stage"])
+    suite, wanted = _suite(record["stage"]), _suite(asked["stage"])
     return "" if suite == wanted else f"is of {suite}, not {wanted}"
 
 

@@ -9,6 +9,7 @@ interrupted  no             no          no         killed: it had no time to wri
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,15 @@ from jobs.runs.records import checked
 State = Literal["complete", "running", "failed", "interrupted"]
 STOPPED: tuple[State, ...] = ("failed", "interrupted")  # to be resumed
 ID_PATTERN = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")  # the time it was created, -2, -3, ... within one second
+
+
+_MODEL_KEYS = ("source", "name", "revision", "config")  # dtype, device and the like make no other model
+
+
+def base_model(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What names the model of a run's profile, of its stage.yaml; equal for runs of the same one."""
+    model = (record.get("profile") or {}).get("model") or {}
+    return {key: model.get(key) for key in _MODEL_KEYS}
 
 
 class RunFiles:

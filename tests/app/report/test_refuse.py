@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app.report.render import build_report
 from jobs.errors import DataError, RunStateError
+from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import write_run
 
 
@@ -48,6 +50,55 @@ def test_refuses_other_tasks(tmp_path: Path) -> None:
 
 def test_refuses_another_format(tmp_path: Path) -> None:
     assert "different formats, harness and reference" in refusal(tmp_path, format="reference")
+
+
+def with_model(run: RunDir, contents: dict[str, str] | None = None, starts: str = "base", **model: object) -> str:
+    """Write another model into the run's stage.yaml, as a profile of the same name would have given it."""
+    record = run.read_job()
+    record["profile"]["model"] |= model
+    record |= {"contents": contents or {}, "init_runs": {starts.split("/")[0]: starts}}
+    (run.path / "stage.yaml").write_text(yaml.safe_dump(record))
+    return run.id
+
+
+@pytest.mark.parametrize("key", ["source", "name", "revision", "config"])
+def test_runs_of_two_models_are_not_compared_though_their_profile_has_one_name(tmp_path: Path, key: str) -> None:
+    first = write_run(tmp_path, "stage1").id
+    later = with_model(
+        write_run(tmp_path, "stage2", minute=1), **{key: {"hidden_size": 32} if key == "config" else "b"}
+    )
+    study = build_report(tmp_path).study
+    assert [run.id for run in study.runs] == [later] and not study.comparisons
+    assert [(one.run_id, one.in_place, one.fact) for one in study.left_out] == [
+        (first, None, f"of another model than {later}")]  # fmt: skip
+    assert [one.fact for one in study.missing if one.stage == "stage1"] == [f"{first} is of another model"]
+
+
+def test_a_stage_by_its_name_is_a_run_of_the_other_ones_model(tmp_path: Path) -> None:
+    first = write_run(tmp_path, "stage1").id
+    second = write_run(tmp_path, "stage2", minute=1).id
+    with_model(write_run(tmp_path, "stage1", minute=2), name="b")
+    compared = build_report(tmp_path, compare=("stage1", second)).study.compared
+    assert compared is not None and [run.id for run in compared] == [first, second]
+
+
+def test_other_settings_of_a_model_make_no_other_one(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1")
+    with_model(write_run(tmp_path, "stage2", minute=1), dtype="bfloat16", device="cpu")
+    study = build_report(tmp_path).study
+    assert len(study.runs) == 2 and not study.left_out
+
+
+def test_weights_that_were_replaced_at_one_path_are_another_model(tmp_path: Path) -> None:
+    """A run that starts from another one has that one's weights; of a run of older code they are not known."""
+    old, new = {"model": "sha256 a"}, {"model": "sha256 b"}
+    unknown = write_run(tmp_path, "stage2").id
+    first = with_model(write_run(tmp_path, "stage3b", minute=1), old)
+    scored = with_model(write_run(tmp_path, "stage4", minute=2), starts=first)
+    last = with_model(write_run(tmp_path, "stage3b", minute=3), new)
+    study = build_report(tmp_path).study
+    assert {run.id for run in study.runs} == {unknown, last}
+    assert [(one.run_id, one.in_place) for one in study.left_out] == [(first, last), (scored, None)]
 
 
 def test_names_that_are_no_completed_run_are_refused(tmp_path: Path) -> None:
