@@ -69,23 +69,25 @@ def _named_runs(runs_dir: Path, name: str, profile: str | None) -> list[RunDir]:
     return [run]
 
 
+def _model(run: RunDir) -> tuple[str, dict[str, Any]]:
+    """Its profile, and what names the model in it."""
+    return run.read_summary()["profile"], base_model(run.read_job())
+
+
 def _of_one_model(firsts: list[RunDir], seconds: list[RunDir]) -> tuple[list[RunDir], list[RunDir]]:
     """If a name allows several runs: those of the other name's profile and model, or of the newest run's, if there are any."""
-
-    def model(run: RunDir) -> tuple[str, dict[str, Any]]:
-        return run.read_summary()["profile"], base_model(run.read_job())
-
     newest = max((runs[0] for runs in (firsts, seconds) if len(runs) == 1), key=lambda run: run.age_key, default=None)
     newest = newest or max(firsts[0], seconds[0], key=lambda run: run.age_key)
-    wanted = model(newest)
-    one, two = ([run for run in runs if model(run) == wanted] for runs in (firsts, seconds))
+    wanted = _model(newest)
+    one, two = ([run for run in runs if _model(run) == wanted] for runs in (firsts, seconds))
     return one or firsts, two or seconds
 
 
 def _how_to_agree(runs_dir: Path, first: Run, second: Run) -> str:
     """The remedy: an existing run of the first one's stage on the second one's items, else the command that makes one."""
-    for run, profile in reversed(complete_runs(list_runs(runs_dir))):
-        if (run.stage, profile) == (first.stage, first.profile) and share_items(load_run(run), second):
+    wanted = _model(RunDir.open(first.path))
+    for run, _ in reversed(complete_runs(list_runs(runs_dir))):
+        if run.stage == first.stage and _model(run) == wanted and share_items(load_run(run), second):
             return f"{run.id} has the same items: python -m app report --compare {run.id} {second.id}"
     given = profile_of(RunDir.open(first.path))
     again = make_command(first.stage, profile=given, limit=second.limit, runs_dir=runs_dir)

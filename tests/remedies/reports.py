@@ -15,6 +15,7 @@ from app.report.profile_runs import study_of_profile
 from app.report.runs import load_run
 from app.report.server import ReportPages, ReportServer, _readable_runs, parse_address
 from app.report.two_runs import study_of_two
+from jobs.config.job import Job
 from jobs.config.load import resolve
 from jobs.runs.rundir import RunDir
 from tests.app.fakes.synthetic_runs import STAGES, write_run
@@ -41,8 +42,7 @@ def made(w: World, command: str) -> Action:
             job = resolve(one, profile, limit=int(settings["LIMIT"]) if "LIMIT" in settings else None)
             if one not in STAGES:  # the fakes have no numbers for it
                 continue
-            write_run(w.path("runs"), one, minute=9, items=job.stage.score.limit or 40 if job.stage.score else 40,
-                      profile=job.profile.name)  # fmt: skip
+            run_of(w, job, minute=9, items=job.stage.score.limit or 40 if job.stage.score else 40)
 
     return run
 
@@ -83,10 +83,14 @@ def mine(w: World) -> Path:
 
 def run_of_mine(w: World, stage: str, **options: Any) -> RunDir:
     """A run of a profile that was given by path, whose record has the path as `python -m app run` writes it."""
-    job = resolve(stage, str(mine(w)), limit=options.get("items"))
+    return run_of(w, resolve(stage, str(mine(w)), limit=options.get("items")), **options)
+
+
+def run_of(w: World, job: Job, **options: Any) -> RunDir:
+    """A run whose record is the job's."""
     w.patch.setattr("tests.app.fakes.synthetic_runs.RunDir.write_job",
                     lambda run, record, real=RunDir.write_job: real(run, {**record, **job.record({"base": "base"})}))  # fmt: skip
-    run = write_run(w.path("runs"), stage, profile="mine", **options)
+    run = write_run(w.path("runs"), job.stage.name, profile=job.profile.name, **options)
     w.patch.undo()
     return run
 
@@ -139,7 +143,7 @@ def _(w: World) -> Steps:
         compared = lambda: study_of_two(runs, ("stage1", "stage2"))  # noqa: E731
         yield compared
         yield after(w, w.remedy.partition(": ")[2].partition("; then")[0], compared)
-        write_run(runs, "stage1", minute=10, items=40, profile="mine")
+        run_of_mine(w, "stage1", minute=10, items=40)
         yield compared
         return
     format = "harness" if "LIMIT" in w.text else "reference"
