@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 from app.data.contents import contents_of
 from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
-from app.stage.run import Now, run_stage
+from app.stage.run import AlreadyRunning, Now, run_stage
 from jobs.config.campaign import Campaign, Cell
 from jobs.errors import EXIT_STOPPED, ConfigError, UserError
 from jobs.lock import exclusive
@@ -28,6 +28,7 @@ from jobs.runs.rundir import RunDir, list_runs
 
 AGAIN = "start the campaign again: it goes on"
 POLL_SECONDS = 1.0
+STANDS_STILL = 120  # polls: a disk that a checkpoint keeps busy lets a heartbeat wait
 GRACE_SECONDS = 600.0  # for a checkpoint of a large model
 Say = Callable[[str], None]
 
@@ -94,30 +95,60 @@ class Ledger:
 
 
 def run_cells(
-    cells: Sequence[Cell], runs_dir: Path, *, now: Now, say: Say, each: Callable[[], None] = lambda: None
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    *,
+    now: Now,
+    say: Say,
+    each: Callable[[], None] = lambda: None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """One after the other in this process; one that fails does not keep the others from running. `each`: after a run is complete.
+
+    What another process is running comes last, once that one has ended or has no heartbeat any more.
 
     Raises:
         RunEnded: a signal came, or, once all others are done, runs have failed.
     """
     # Not the errors: their tracebacks hold the models, and the next run needs the memory.
     failed: list[tuple[str, int]] = []
-    for number, cell in enumerate(cells, 1):
-        place = f"[{number}/{len(cells)}] {cell.name}"
+    elsewhere: list[tuple[str, Cell, RunDir]] = []
+
+    def attempt(place: str, cell: Cell, *, beside: bool) -> None:
         try:
-            outcome = run_stage(cell.job, runs_dir, force=False, resume=False, proceed=True, now=now)
+            outcome = run_stage(cell.job, runs_dir, force=False, resume=False, proceed=True, now=now, beside=beside)
+        except AlreadyRunning as error:
+            elsewhere.append((place, cell, error.run))
+            say(f"{place}: another process is running it, it comes last: {error.run.path}")
         except (UserError, RunEnded) as error:
             if error.exit_code == EXIT_STOPPED:
                 raise RunEnded(f"stopped at {place}", EXIT_STOPPED, AGAIN) from error
             failed.append((f"{cell.name} first: {error}", error.exit_code))
             say(f"{place}: failed: {error}")
-            continue
-        say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
-        each()
+        else:
+            say(f"{place}: {'complete' if outcome.ran else 'complete already'}: {outcome.run.path}")
+            each()
+
+    for number, cell in enumerate(cells, 1):
+        attempt(f"[{number}/{len(cells)}] {cell.name}", cell, beside=False)
+    for place, cell, run in tuple(elsewhere):
+        _wait_for(run, sleep)
+        attempt(place, cell, beside=True)
     if failed:
         first, code = failed[0]
         raise RunEnded(f"{len(failed)} of {len(cells)} runs failed, {first}", code, AGAIN)
+
+
+def _wait_for(run: RunDir, sleep: Callable[[float], None]) -> None:
+    """Return when no process holds the run's lock, or when its heartbeat, written every five seconds, has stood still: after a
+    crash a child may go on holding the lock."""
+    last, still = "", 0
+    while run.state() == "running" and still < STANDS_STILL:
+        with suppress(OSError):
+            if (beat := (run.path / "heartbeat.json").read_text(encoding="utf-8")) != last:
+                last, still = beat, 0
+        sleep(POLL_SECONDS)
+        still += 1
 
 
 # ---- several workers -------------------------------------------------------------------------------------------------

@@ -64,7 +64,13 @@ class Found:
     unfinished: RunDir | None
 
 
-def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool = False) -> Found:
+class AlreadyRunning(RunStateError):
+    """Another process runs the same job, as `run`."""
+
+    run: RunDir
+
+
+def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool = False, beside: bool = True) -> Found:
     """Find earlier runs of the job before anything starts. Arguments as for `run_stage`; raises UserError."""
     require_one_way(force, resume, proceed)
     init_runs = resolve_init(runs_dir, job)
@@ -82,7 +88,7 @@ def find(job: Job, runs_dir: Path, *, force: bool, resume: bool, proceed: bool =
         done, unfinished = (fetched, None) if fetched is not None and fetched.state() == "complete" else (None, fetched)
     if done is not None and not force and (unfinished is None or unfinished.age_key < done.age_key):
         return Found(job, record, init_runs, done, None)
-    _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or proceed)
+    _refuse_concurrent_run(job, runs_dir, record["fingerprint"], insisting=force or (proceed and beside))
     if (resume or proceed) and unfinished is None:
         _refuse_other_contents(job, runs_dir, init_runs, insisting=resume)
     if resume and unfinished is None:
@@ -126,29 +132,35 @@ def _refuse_concurrent_run(job: Job, runs_dir: Path, fingerprint: str, *, insist
         return
     fact = f"this job is already running: {running.path}"
     if not insisting:
-        raise RunStateError(job.stage.name, fact, "wait for it, or run it a second time with --force (make: FORCE=1)")
+        error = AlreadyRunning(
+            job.stage.name, fact, "wait for it, or run it a second time with --force (make: FORCE=1)"
+        )
+        error.run = running
+        raise error
     log.warning(f"{job.stage.name}: {fact}; starting a second run beside it")
 
 
-def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, proceed: bool = False) -> Outcome:
+def run_stage(job: Job, runs_dir: Path, *, force: bool, resume: bool, now: Now, proceed: bool = False,
+              beside: bool = True) -> Outcome:  # fmt: skip
     """Run a stage, or return the completed run of the same job. With several processes each does its share.
 
     Args:
         force: run it again although it is complete. resume: resume the newest unfinished run of this job.
         proceed: resume if there is such a run, else start; safe to call repeatedly until the stage is complete.
+        beside: with `proceed`, start also where another process seems to run this job.
         now: the wall clock, in UTC.
 
     Raises:
-        UserError: with its exit code. RunEnded: with its exit code, the run marked as failed. FollowerEnded: on the other
-            ranks, when rank 0 could not start, or ended alone.
+        UserError: with its exit code; AlreadyRunning is one. RunEnded: with its exit code, the run marked as failed.
+        FollowerEnded: on the other ranks, when rank 0 could not start, or ended alone.
     """
     ranks = join(job.profile.model.device)
-    look = partial(find, job, runs_dir, force=force, resume=resume, proceed=proceed)
+    look = partial(find, job, runs_dir, force=force, resume=resume, proceed=proceed, beside=beside)
     ended: int | None = None
     try:
         if not ranks.main:
             return _follow(job, runs_dir, ranks)
-        return _lead(job, runs_dir, ranks, look, now, insisting=force or proceed)
+        return _lead(job, runs_dir, ranks, look, now, insisting=force or (proceed and beside))
     except BaseException as error:
         ended = getattr(error, "exit_code", EXIT_BUG)
         raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ERRORS = {"UserError", "ConfigError", "DataError", "ModelError", "CheckpointError", "RunStateError", "DiskFull", "RunEnded",
-          "EngineError"}  # fmt: skip
+          "EngineError", "AlreadyRunning"}  # fmt: skip
 # What passes a remedy on, and which argument it is.
 RULES = {"refused": 1, "combination": 2, "_load_errors_reported": 1}
 

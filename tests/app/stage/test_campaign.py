@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from app.runtime.ending import RunEnded
 from app.runtime.signals import StopFlag
 from app.stage import campaign as campaign_module
 from app.stage.campaign import Standing, deal, devices_of, run_cells
+from app.stage.run import AlreadyRunning
 from jobs.config import strict_yaml
 from jobs.config.campaign import CAMPAIGNS_DIR, cells, read_campaign
 from jobs.errors import EXIT_NAN, EXIT_STOPPED, ConfigError
@@ -164,6 +166,37 @@ def test_a_run_that_fails_does_not_keep_the_others_from_running(
     with pytest.raises(RunEnded, match="1 of 4 runs failed, ci lookup context_first full-1e-3 prefix 0 first") as error:
         run_cells(found, tmp_path, now=lambda: None, say=said.append)  # type: ignore[arg-type,return-value]
     assert error.value.exit_code == EXIT_NAN and len(ran) == len(said) == 4 and "failed: the loss" in said[1]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_what_another_process_runs_comes_last_and_is_not_run_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, alive: bool
+) -> None:
+    """The other one ends after a while; or it has crashed, and a child of it holds the lock for ever."""
+    found, said, ran, slept = cells(*read_campaign("ci")), [], [], []
+    other = RunDir.create(tmp_path, "cell", datetime(2026, 12, 1))
+    other.write_json("heartbeat.json", {"step": 0})
+
+    def run_stage(job: Any, runs_dir: Path, *, beside: bool, **_: Any) -> Any:
+        if job is found[1].job and other.state() == "running" and not beside:
+            error = AlreadyRunning("cell", "this job is already running", "wait for it")
+            error.run = other
+            raise error
+        ran.append((job.stage.seed, beside))
+        return SimpleNamespace(run=SimpleNamespace(path=runs_dir), ran=True)
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if alive:
+            other.write_json("heartbeat.json", {"step": len(slept)})
+        if alive and len(slept) == 200:
+            other.close()
+
+    monkeypatch.setattr(campaign_module, "run_stage", run_stage)
+    run_cells(found, tmp_path, now=lambda: None, say=said.append, sleep=sleep)  # type: ignore[arg-type,return-value]
+    assert [beside for _, beside in ran] == [False, False, False, True] and ran[3][0] == found[1].job.stage.seed
+    assert len(slept) == (200 if alive else 120) and f"it comes last: {other.path}" in said[1]
+    other.close()
 
 
 def test_a_signal_ends_the_campaign_and_not_one_run_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
