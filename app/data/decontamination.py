@@ -1,7 +1,7 @@
 """Training examples that share text with an evaluation item, found by runs of words and dropped.
 
-Text is compared as words: lower case, letters and digits only. With n = 13 (the longest run of GPT-3's check, Brown et
-al. 2020, appendix C), an example is dropped when one of these is a run of words in it:
+Text is compared as words: lower case, letters and digits only, whatever their Unicode form (NFKC). With n = 13 (the longest
+run of GPT-3's check, Brown et al. 2020, appendix C), an example is dropped when one of these is a run of words in it:
 
 1. n consecutive words of an item's question followed by one of its answers. Any answer: a wrong solution of piqa is
    all but the right one;
@@ -15,6 +15,7 @@ Not found: paraphrases, translations, and a question below `SHORTEST` words with
 
 import hashlib
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -32,6 +33,7 @@ SHORTEST = 8  # words
 MOST_WORDS = 1 << 20  # that are remembered: about 200 MB
 _LAST_BITS = (1 << 22) - 1  # of a hash
 _WORD = re.compile(r"[^\W_]+")
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")  # soft hyphens, joiners, marks of direction
 
 Hashes = npt.NDArray[np.uint64]
 Owners = npt.NDArray[np.int64]
@@ -146,6 +148,8 @@ def _hash(word: str) -> int:
 
 def _words(text: str) -> Hashes:
     """The hash of each word of `text`; shape (words,)."""
+    if not text.isascii():
+        text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     return np.array(list(map(_hash, _WORD.findall(text.lower()))), dtype=np.uint64)
 
 

@@ -34,6 +34,7 @@ from app.training.cuda_graph import Graphs, in_shapes
 from app.training.early_stopping import Plateau, require_learning
 from app.training.loop import TrainingLoop
 from app.training.lora import with_adapter
+from app.training.optimizers import learning_rate
 from app.training.recorder import Recorder
 from app.training.saved import Logged, held_out_loss
 from jobs.config.job import Job
@@ -75,15 +76,17 @@ def _trainable(model: PreTrainedModel, train: Train) -> Any:
     return with_adapter(model, train.lora)
 
 
-class _Evaluations:
+class Evaluations:
     """Logs each evaluation, applies the two rules, and restores itself from the log of a run that is resumed."""
 
-    def __init__(self, run: RunDir, train: Train, resumed_step: int | None) -> None:
-        self.run, self.train = run, train
+    def __init__(self, run: RunDir, train: Train, resumed_step: int | None,
+                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
+        self.run, self.train, self.clock = run, train, clock
         self.plateau = Plateau(train.auto_stop)
-        self.started = time.monotonic()
+        self.started, self.before = clock(), 0.0  # before: seconds of the attempts before this one
         self.losses: list[tuple[int, float]] = []
         for line in run.read_jsonl("eval_log.jsonl") if resumed_step is not None else []:
+            self.before = float(line.get("seconds") or 0.0)
             self._take(int(line["step"]), float(line["eval_loss"]))
 
     def _take(self, step: int, loss: float) -> str:
@@ -98,7 +101,7 @@ class _Evaluations:
             return self.plateau.stop
         self.run.append_jsonl("eval_log.jsonl", {
             "step": step, "eval_loss": loss, "best": min(loss, self.plateau.best), "bad_evals": self.plateau.bad_evals,
-            "seconds": round(time.monotonic() - self.started, 3),
+            "seconds": round(self.before + self.clock() - self.started, 3),
         })  # fmt: skip
         log.info(self._take(step, loss))
         return self.plateau.stop
@@ -132,6 +135,14 @@ def require_length(section: Train, loaded: Loaded) -> None:
         fact = f"{section.max_length} tokens are more than the {loaded.longest_short} at which the position encoding changes"
         raise ConfigError("train.max_length", f"{fact}: losses would depend on the other examples of a row",
                           f"set train.max_length: {loaded.longest_short}")  # fmt: skip
+
+
+def warn_of_warmup(section: Train) -> None:
+    """A rate that still rises at the last step is seldom meant: `max_steps` or `epochs` was made small, the warm-up was not."""
+    if section.max_steps <= section.warmup_steps:
+        last = learning_rate(section, section.max_steps - 1)
+        log.warning(f"all {section.max_steps} steps lie within train.warmup_steps {section.warmup_steps}: the last one has a "
+                    f"learning rate of {last:.2g}, of {section.learning_rate:.2g}; set fewer warm-up steps")  # fmt: skip
 
 
 def _onto_whole(adapted: Any, base: Any, logged: Logged) -> tuple[Any, Logged, dict[str, float]]:
@@ -183,6 +194,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     if section.epochs is not None:
         steps = math.ceil(data.passes(section.epochs) / section.batch_size)
         section = section.model_copy(update={"max_steps": min(section.max_steps, steps)})
+    warn_of_warmup(section)
     if unlearnt := counts["unlearnt_answers"]:
         log.info(f"{unlearnt} answers are only read: the chat template writes them otherwise once further turns follow")
     model = _trainable(loaded.model, section)
@@ -222,7 +234,7 @@ def train(job: Job, loaded: Loaded, context: RunContext, *, eval_items: Any, ini
     for name in ("train_log.jsonl", "eval_log.jsonl"):
         run.rewind_jsonl(name, step if step is not None else -1)
     ranks.wait()  # all of them read the logs next
-    evaluations = _Evaluations(run, section, step)
+    evaluations = Evaluations(run, section, step)
     recorder = Recorder(run, context.stop, heartbeat)
     bf16 = mixed_precision(section.precision, loaded.device)
     loop = TrainingLoop(

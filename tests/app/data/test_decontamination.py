@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import unicodedata
 from dataclasses import dataclass, replace
 
 import pytest
@@ -53,6 +54,15 @@ def test_case_punctuation_and_white_space_do_not_hide_an_overlap() -> None:
     assert overlaps("IT S THE MAN S\n well known  hat red very_old isn t it so yes", item)
     assert overlaps("Straße: ÄPFEL " + item.question, replace(item, question="strasse")) is False
     assert overlaps("ÄPFEL " * 13, replace(item, question="äpfel " * 13))
+
+
+@pytest.mark.parametrize(
+    "written", [unicodedata.normalize("NFD", "naïve cafés"), "na\u00adïve ca\u200bfés", "ｎａïｖｅ ｃａｆéｓ"]
+)
+def test_nor_do_another_unicode_form_and_invisible_characters(written: str) -> None:
+    item = Question("naïve cafés " * 7, ("yes", "no"))
+    assert overlaps(f"{written} " * 7, item) and overlaps("naïve cafés " * 7, replace(item, question=f"{written} " * 7))
+    assert not overlaps("naive cafes " * 7, item)
 
 
 def test_a_run_may_span_question_and_any_answer_but_not_two_examples() -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from pathlib import Path
+
 import pytest
 
 from app.runtime.ending import RunEnded, not_finite
 from app.training.early_stopping import Plateau, require_learning
-from jobs.config.schema import AutoStop
+from app.training.train import Evaluations, warn_of_warmup
+from jobs.config.schema import AutoStop, Train
 from jobs.errors import EXIT_NAN, EXIT_NO_LEARNING
+from jobs.runs.rundir import RunDir
 
 
 def first_stop(rule: AutoStop, losses: list[float], every: int = 100) -> int | None:
@@ -88,3 +93,23 @@ def test_a_gain_of_exactly_the_least_improvement_is_learning() -> None:
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint() -> None:
     error = not_finite("the loss", 7, "runs/x/checkpoints/checkpoint-5")
     assert error.exit_code == EXIT_NAN and "step 7" in str(error) and "checkpoint-5" in str(error)
+
+
+def test_the_seconds_of_evaluations_go_on_after_a_resume(tmp_path: Path) -> None:
+    seconds = iter([100.0, 101.0, 103.5, 7.0, 7.25])
+    train = Train(mask="prefix", max_steps=30)
+    with RunDir.create(tmp_path, "stage3b", datetime(2026, 12, 1)) as run:
+        first = Evaluations(run, train, None, lambda: next(seconds))
+        assert not first(0, 3.0) and not first(10, 2.5)
+        resumed = Evaluations(run, train, 10, lambda: next(seconds))
+        assert not resumed(10, 2.5)  # the resumed run meets it again
+        assert not resumed(20, 2.4)
+        assert [(line["step"], line["seconds"]) for line in run.read_jsonl("eval_log.jsonl")] == [
+            (0, 1.0), (10, 3.5), (20, 3.75)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("steps", "warned"), [(10, True), (30, True), (31, False)])
+def test_a_training_within_its_warm_up_is_named(caplog: pytest.LogCaptureFixture, steps: int, warned: bool) -> None:
+    warn_of_warmup(Train(mask="prefix", max_steps=steps, warmup_steps=30, learning_rate=0.001))
+    assert ("steps lie within train.warmup_steps 30" in caplog.text) is warned
+    assert ("learning rate of 0.0003, of 0.001" in caplog.text) is (steps == 10)
