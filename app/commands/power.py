@@ -31,6 +31,9 @@ def power(runs_dir: Path, profile: str | None, points: float, items: int | None,
     if (items is None) != (discordance is None):
         fact = "expected --items and --discordance together"
         raise ConfigError("power", fact, "give both, or none of them to read runs")
+    if items is not None and profile is not None:
+        fact = "--profile names runs, and --items plans without them"
+        raise ConfigError("power", fact, "leave one out")
     if items is not None and discordance is not None:
         click.echo(_plan(items, discordance, seeds or 1, seed_deviation, points))
         return

@@ -36,11 +36,14 @@ def path_rows(path: Path, split: str, format: str, *, streamed: bool = False) ->
     if not path.is_dir():
         yield from _file_rows(path, format, streamed)
         return
-    if is_saved(path / split) or is_saved(path) or not (files := data_files(path, format)):
+    if is_saved(path / split) or is_saved(path):
         places = [path / split, path]
         for index, row in enumerate(saved_dataset(places, split) if streamed else saved_rows(places, split)):
             yield f"{path}: row {index}", row
         return
+    if not (files := data_files(path, format)):
+        fact = f"holds neither files that end in .{', .'.join(_endings(format))} nor a saved dataset"
+        raise DataError(path, fact, "put such files there, or name a directory written by datasets.save_to_disk")
     for file in files:
         yield from _file_rows(file, format, streamed)
 

@@ -31,14 +31,15 @@ def read_path(path: Path, split: str, format: str, *, streamed: bool = False) ->
 # ---- one row ---------------------------------------------------------------------------------------------------------
 
 
-def _field(row: Any, field: str, where: str, optional: bool = False) -> str:
+def _field(row: Any, field: str, where: str, optional: bool = False, of_message: bool = False) -> str:
     if not isinstance(row, dict):
         raise DataError(where, f"expected an object, found {kind(row)}", f'give {{"{field}": ...}}')
     if optional and row.get(field) is None:
         return ""
     if field not in row:
         found = ", ".join(sorted(map(str, row))) or "no fields"
-        raise DataError(where, f"field {field} is missing, found {found}", "add it, or set data.train.format to match")
+        remedy = "add it" if of_message else "add it, or set data.train.format to match"
+        raise DataError(where, f"field {field} is missing, found {found}", remedy)
     value = row[field]
     if not isinstance(value, str):
         raise DataError(where, f"field {field}: expected text, found {kind(value)}", "write it as text")
@@ -85,14 +86,14 @@ def _conversation(row: Any, where: str) -> Conversation | None:
 
 def read_message(message: Any, at: str) -> tuple[dict[str, Any], bool]:
     """The message without nulls, and whether it is to be learnt (`weight`)."""
-    role = _field(message, "role", at)
+    role = _field(message, "role", at, of_message=True)
     given = {key: value for key, value in message.items() if value is not None}
     weight = given.pop("weight", 1)
     if isinstance(weight, bool) or weight not in (0, 1) or ("weight" in message and role != "assistant"):
         fact = f"field weight: expected 0 or 1, on an assistant's message, found {weight!r}"
         raise DataError(at, fact, "correct or remove it")
     calls_alone = "content" not in given and given.get("tool_calls")
-    given["content"] = "" if calls_alone else _field(message, "content", at)  # templates take a text
+    given["content"] = "" if calls_alone else _field(message, "content", at, of_message=True)  # templates take a text
     for key, value in given.items():
         _require_text(json.dumps(value, ensure_ascii=False, default=str), key, at)
     return given, bool(weight)

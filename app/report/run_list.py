@@ -65,6 +65,7 @@ def row_of(run: RunDir) -> RunRow:
     result, when = DASH, beat.get("wall_time")
     if state == "complete":
         (result, headline), when = _result(summary, scored), summary.get("finished")
+        headline = headline if summary else "damaged: summary.json cannot be read"
     elif state != "running" and failed:
         headline = str(failed.get("message", ""))
     else:

@@ -252,10 +252,13 @@ def _follow(job: Job, runs_dir: Path, ranks: Ranks) -> Outcome:
 
 
 def require_one_way(force: bool, resume: bool, proceed: bool) -> None:
-    """Raises ConfigError for options that ask both to start anew and to resume."""
+    """Raises ConfigError for options that ask both to start anew and to resume, or for two ways to resume."""
     if force and (resume or proceed):
         option = "--resume" if resume else "--continue"
         raise ConfigError("run", f"--force starts anew and {option} resumes: they exclude each other", "leave one out")
+    if resume and proceed:
+        fact = "--resume needs an unfinished run and --continue does without: they exclude each other"
+        raise ConfigError("run", fact, "leave one out")
 
 
 def require_paths(job: Job) -> None:

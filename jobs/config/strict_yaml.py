@@ -151,5 +151,9 @@ def _explained(error: yaml.YAMLError, text: str) -> ConfigError:
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     if problem == "but found another document":
         return ConfigError(f":{line}", "expected one YAML document, found another", "remove the line ---")
-    remedy = "indent with spaces, not tabs" if "\t" in "".join(text.splitlines()[max(0, line - 2) : line]) else ""
+    remedy = (
+        "indent with spaces, not tabs"
+        if "\t" in "".join(text.splitlines()[max(0, line - 2) : line])
+        else "correct that line"
+    )
     return ConfigError(f":{line}", f"malformed YAML: {_cut(str(problem), 200)}", remedy)

@@ -139,7 +139,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(path, f"malformed JSON: {error}", "delete the run's directory, or restore the file") from None
     if not isinstance(value, dict):
-        raise DataError(path, "expected a JSON object")
+        raise DataError(path, "expected a JSON object", "delete the run's directory, or restore the file")
     return value
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import datasets
+
 from app.data.examples import Encoding, load_examples, split
+from app.data.files import path_rows
 from app.data.readers import read_path
 from app.data.records import Conversation, Instruction, render
 from jobs.config.profile import TrainData
@@ -71,6 +75,25 @@ def _(w: World) -> Steps:
 def _(w: World) -> Steps:
     yield from field(w, {"instruction": "a b"}, ROW)
     yield rows(w, [{"text": "a b"}], "text")
+
+
+@remedy(READERS, "add it")
+def _(w: World) -> Steps:
+    answer = {"role": "assistant", "content": "b"}
+    yield rows(w, [{"messages": [{"role": "user"}, answer]}], "messages")
+    yield rows(w, [{"messages": [{"role": "user", "content": "a"}, answer]}], "messages")
+
+
+@remedy("app/data/files.py", "put such files there, or name a directory written by datasets.save_to_disk")
+def _(w: World) -> Steps:
+    w.path("d").mkdir()
+    read = lambda: list(path_rows(w.path("d"), "train", "alpaca"))  # noqa: E731
+    yield read
+    w.write("d/a.jsonl", [ROW])
+    yield read
+    shutil.rmtree(w.path("d"))
+    datasets.Dataset.from_list([ROW]).save_to_disk(str(w.path("d")))
+    yield read
 
 
 @remedy(READERS, "write it as text")

@@ -71,6 +71,13 @@ def _(w: World) -> Steps:
     yield lambda: w.cli("power", "--runs-dir", w.path("runs"))
 
 
+@remedy(POWER, "leave one out")
+def _(w: World) -> Steps:
+    words = ("power", "--items", 100, "--discordance", 0.1)
+    yield lambda: w.cli(*words, "--profile", "nope")
+    yield lambda: w.cli(*words)
+
+
 @remedy(POWER, "give --items and --discordance too")
 def _(w: World) -> Steps:
     yield lambda: w.cli("power", "--seeds", 3)

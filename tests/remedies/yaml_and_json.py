@@ -47,6 +47,12 @@ def _(w: World) -> Steps:
     yield parsed("a:\n  b: 1\n")
 
 
+@remedy(YAML, "correct that line")
+def _(w: World) -> Steps:
+    yield parsed("a: {b: 1\n")
+    yield parsed("a: {b: 1}\n")
+
+
 @remedy(YAML, "keep one of them", "<error.remedy>")
 def _(w: World) -> Steps:
     yield parsed("a: 1\na: 2\n")

@@ -102,6 +102,10 @@ def torch_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
         (["run", "stage1", "--limit", "0"], ["'--limit'", "0 is not in the range"]),
         (["run", "stage1", "--seed", "4294967296"], ["'--seed'", "not in the range"]),
         (["run", "stage1", "--resume", "--force"], ["exclude each other", "leave one out"]),
+        (
+            ["run", "stage1", "--resume", "--continue"],
+            ["--continue does without: they exclude each other", "leave one out"],
+        ),
         (["run", "stage1", "--profile", "ci", "--resume"], ["nothing to resume", "run without --resume"]),
         (["run", "stage4", "--profile", "ci"], ["init_from stage3b has no completed run", "make stage3b PROFILE=ci"]),
         (["demo", "--force", "--continue"], ["exclude each other"]),

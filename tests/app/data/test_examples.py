@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,7 +266,8 @@ def test_missing_paths_and_unfit_formats_are_refused(tmp_path: Path, tokenizer: 
         load_from(source="hub", name="some/qa", format="qa")
     with pytest.raises(DataError, match=f"{tmp_path}.*no saved dataset here"):
         load_from(source="path", path=str(tmp_path), format="qa")
-    with pytest.raises(DataError, match=f"{tmp_path}.*no saved dataset here"):
+    holds = re.escape(f"{tmp_path}: holds neither files that end in .jsonl, .json, .csv, .parquet nor a saved dataset")
+    with pytest.raises(DataError, match=holds):
         load_from(source="path", path=str(tmp_path), format="alpaca")
 
 

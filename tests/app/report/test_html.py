@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -144,6 +145,15 @@ def test_runs_are_printed_with_state_and_headline(runs_dir: Path) -> None:
     out = io.StringIO()
     print_runs([], Console(file=out, width=120))
     assert "no run yet; run: make demo" in out.getvalue()
+
+
+def test_a_run_whose_summary_is_damaged_is_listed_as_such(runs_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs_dir, tmp_path / "runs")
+    for path in (tmp_path / "runs").glob("stage1/*/summary.json"):
+        path.write_text("")
+    found = {row.id.partition("/")[0]: row.headline for row in list_rows(tmp_path / "runs")}
+    assert found.pop("stage1") == "damaged: summary.json cannot be read"
+    assert not any("damaged" in headline for headline in found.values())
 
 
 # ---- on a phone -------------------------------------------------------------------------------------------------------
