@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +24,9 @@ def hold(path: Path) -> IO[str]:
                 holder = path.read_text(encoding="utf-8").strip() or "another process"
                 raise RunStateError(path.parent, f"is in use by {holder}", "wait for it, or stop it")
             fcntl.flock(file, fcntl.LOCK_UN)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        with suppress(OSError):  # a full disk: the lock is held all the same, and only its holder has no name
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     except BaseException:
         file.close()
         raise

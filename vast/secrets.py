@@ -2,11 +2,13 @@
 
 import json
 import shlex
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from operator import eq
 from typing import NoReturn, Self
 from urllib.parse import quote
 
 HIDDEN = "***"
+LEAST_PART = 8  # characters of a secret that are hidden alone; less occurs in ordinary words
 
 
 class Secret:
@@ -20,6 +22,16 @@ class Secret:
     def reveal(self) -> str:
         """Call it inside the expression that uses the value: a local variable can appear in a traceback."""
         return self.__value
+
+    def hidden_in(self, text: str) -> str:
+        """`text` with HIDDEN in place of this, and of half of it and more from its start: texts are cut."""
+        least, parts, at = max(LEAST_PART, (len(self.__value) + 1) // 2), list[str](), 0
+        while (begin := text.find(self.__value[:least], at)) >= 0:
+            parts += [text[at:begin], HIDDEN]
+            at = begin + sum(
+                1 for _ in takewhile(lambda pair: eq(*pair), zip(text[begin:], self.__value, strict=False))
+            )
+        return "".join([*parts, text[at:]])
 
     def __repr__(self) -> str:
         return f"Secret({HIDDEN})"
@@ -73,8 +85,9 @@ class Redactor:
         return any(form.reveal() in text for form in self._forms)
 
     def __call__(self, text: str) -> str:
+        """The text without secrets, whole or cut (`Secret.hidden_in`)."""
         for form in self._forms:
-            text = text.replace(form.reveal(), HIDDEN)
+            text = form.hidden_in(text)
         return text
 
 

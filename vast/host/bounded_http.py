@@ -6,6 +6,7 @@ for ever. Here the exchange runs in a thread, and at the deadline its socket is 
 Proxies are those of urllib (HTTPS_PROXY, NO_PROXY, user and password in the URL). Standard library only, as all of vast/host.
 """
 
+import errno
 import http.client
 import socket
 import threading
@@ -63,7 +64,10 @@ def exchange(
             outcome.append(error)
 
     worker = threading.Thread(target=work, daemon=True)
-    worker.start()
+    try:
+        worker.start()
+    except RuntimeError:  # a limit of processes, or no memory for its stack
+        raise OSError(errno.EAGAIN, "no thread can be started") from None
     worker.join(seconds)
     ended = tuple(outcome)  # before the sockets are shut, which looks like the end of an answer
     sockets.shut()

@@ -7,7 +7,7 @@ summary.json last.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vast.host import runs as hostruns
 from vast.host.runs import RUNNER, SNAPSHOTS, WATCHDOG
 
 GROWING = (".jsonl", ".txt")
+SHOWN = 20  # paths that could not be read
 NEVER = {"lock"}  # of the run's writer
 HOST = "host"  # the folder of the run's local copy for files of the machine itself
 MOMENT = "moment"  # the folder of a run's snapshot for files that are replaced whole
@@ -59,6 +60,7 @@ def files(root: Path, everything: bool = False, have: str | None = None, done: S
         **of_campaign,
         "checkpoint": checkpoint,
         "files": listing.entries,
+        **({"unread": dict(list(listing.unread.items())[:SHOWN])} if listing.unread else {}),
     }
 
 
@@ -67,6 +69,17 @@ class _Listing:
         self.root = root
         self.hashes = snapshot.Hashes(root)
         self.entries: list[Entry] = []
+        self.unread: dict[str, str] = {}  # path -> why it could not be read
+
+    @contextmanager
+    def _there(self, path: Path) -> Iterator[None]:
+        """A file that was replaced or removed in this very moment is left out; one that cannot be read is named."""
+        try:
+            yield
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            self.unread[hostruns.name_of(self.root, path)] = error.strerror or type(error).__name__
 
     def complete(self, run: Path) -> None:
         """With the hashes of the manifest, which was made from these files; the pull compares them."""
@@ -101,13 +114,13 @@ class _Listing:
         if found is None:
             return None
         for name in [*sorted(found.files), hostruns.MARK]:
-            with suppress(OSError):
-                at = self.root / found.name / name
+            at = self.root / found.name / name
+            with self._there(at):
                 self._add(at, self.hashes.of(source / name), source=source / name)
         return found.name
 
     def _own(self, path: Path, over: bool) -> None:
-        with suppress(OSError):  # it was replaced or removed in this very moment
+        with self._there(path):
             if over:
                 self._add(path, self.hashes.of(path))
             elif path.suffix in GROWING and path.name != "samples.jsonl":
@@ -132,7 +145,7 @@ class _Listing:
 
     def whole(self, path: Path) -> None:
         """A file that is replaced whole, if it is there."""
-        with suppress(OSError):
+        with self._there(path):
             self._add(path, self.hashes.of(path))
 
     def host(self, base: Path, over: bool) -> None:
@@ -141,7 +154,7 @@ class _Listing:
         runner, watchdog = self.root / RUNNER, self.root / WATCHDOG / lease.LOG
         for path in (runner / jobstate.STATE, runner / jobstate.LOG, watchdog):
             at = base / HOST / ("watchdog.txt" if path == watchdog else path.name)
-            with suppress(OSError):
+            with self._there(at):
                 if hostruns.name_of(self.root, at) not in listed:
                     self._add(at, self.hashes.of(path) if over and path != watchdog else None, source=path)
 

@@ -56,13 +56,13 @@ def run(
     except OSError as error:
         return Ended(None, err=f"{argv[0]}: cannot be started: {error.strerror}")
     assert process.stdout is not None and process.stderr is not None
-    if process.stdin is not None:  # a pipe and no file: it may hold secrets
-        threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
     kept = {stream.fileno(): bytearray() for stream in (process.stdout, process.stderr)}
     with selector as pipes, process.stdout, process.stderr:
         for number in kept:
             pipes.register(number, selectors.EVENT_READ)
         try:
+            if process.stdin is not None:  # a pipe and no file: it may hold secrets
+                threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
             while process.poll() is None and time.monotonic() < until:
                 _read(pipes, kept, min(POLL, max(0.0, until - time.monotonic())))
                 if watch is not None and time.monotonic() - watched >= WATCH:
@@ -70,6 +70,8 @@ def run(
                         break
                     watched = time.monotonic()
             ended = process.returncode is not None
+        except RuntimeError:  # a limit of processes, or no memory for its stack
+            return Ended(None, err=f"{argv[0]}: cannot be started: no thread for its input")
         finally:
             _kill(process)  # also when a person ends the supervisor in between
         rest = time.monotonic() + 1.0  # others may go on writing into the pipes

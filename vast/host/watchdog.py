@@ -105,13 +105,23 @@ def run(directory: Path, config: Mapping[str, Any], instance: OwnInstance | None
         Path("/proc/self/oom_score_adj").write_text("-1000", encoding="ascii")
     memory = remembered(directory, config, pause)
     with held:
-        with jobstate.io_errors_reported(directory / lease.CONFIG):
-            jsonfiles.write(directory / lease.CONFIG, config)
+        keep_config(directory / lease.CONFIG, config)
         machine.keep(memory)
         armed = f"armed after {memory.uptime:.0f} s of uptime"
         machine.say(armed if instance or local else "error: not armed: no own key")
         watch(machine, limits, memory, pause)
     return EXIT_OK
+
+
+def keep_config(path: Path, config: Mapping[str, Any]) -> None:
+    """After a restart it is there already; a full disk must not keep the switch from watching. Raises UserError."""
+    if read_json_or_nothing(path) == config:
+        return
+    try:
+        jsonfiles.write(path, config)
+    except OSError:
+        with jobstate.io_errors_reported(path):
+            jsonfiles.overwrite(path, config)
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -36,6 +36,7 @@ LONGEST_WAIT: Seconds = 60.0  # of a Retry-After: a service must not be able to 
 PAUSES: tuple[Seconds, ...] = (1.0, 3.0)  # before the second and the third try
 BUSY = frozenset({429, 500, 502, 503, 504})
 PLAIN = frozenset({410, 429})  # statuses that mean the same without JSON
+PLAIN_BYTES = 65_536  # of such an answer that are looked at
 CONNECT: Seconds = 5.0
 # Of a call, from the name's lookup to the last byte; three tries must not outlast the lease of a run.
 WHOLE: Seconds = 45.0
@@ -187,7 +188,7 @@ class Client:
         except (ValueError, RecursionError):  # not JSON, not UTF-8, a number of 5,000 digits, 10,000 brackets
             body = None
         if body is None and raw.status in PLAIN:  # by a gateway, often in plain text
-            body = {"detail": raw.body[:300].decode(errors="replace")}
+            body = {"detail": self.redact(raw.body[:PLAIN_BYTES].decode(errors="replace"))[:300]}
         if body is None:
             self.note(f"{what}: HTTP {raw.status}, and the answer is not JSON")
             return None
@@ -200,7 +201,9 @@ class Client:
             return None
         if not answer.ok:
             known = answer.lasting or (TOO_OFTEN if raw.status == 429 else "")
-            self.note(": ".join(part for part in (what, f"HTTP {raw.status}", answer.words[:300], known) if part))
+            self.note(
+                ": ".join(part for part in (what, f"HTTP {raw.status}", self.redact(answer.words)[:300], known) if part)
+            )
         return answer
 
 

@@ -196,7 +196,9 @@ class VastAI(Client):
     def _explain(self, what: str, answer: Answer | None) -> None:
         """Log why an answer is not usable; where there was no answer, the client has done it."""
         if answer is not None and answer.ok:
-            self.note(f"{what}: HTTP {answer.status}, but not the answer that is known: {answer.words[:200]}")
+            self.note(
+                f"{what}: HTTP {answer.status}, but not the answer that is known: {self.redact(answer.words)[:200]}"
+            )
 
 
 def _body(answer: Answer | None) -> dict[str, object]:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from jobs.runs.atomic import is_safe
-from vast.shell.host_reports import checkpoint_name, count, run_name
+from vast.shell.host_reports import checkpoint_name, count, run_name, word
 
 HOST = "host"  # the folder for what the machine itself wrote, in the run or, before there is one, beside it
 MARK = "complete.json"  # of a checkpoint: written last
@@ -19,6 +19,7 @@ MANIFEST, SUMMARY = "manifest.json", "summary.json"  # of a run: written last, i
 NOT_PULLED = frozenset({"lock"})  # of the process that writes there; no process here holds it
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 MOST = 100_000  # files
+MOST_UNREAD = 20
 LONGEST = 64 * 2**20  # bytes of a file that is read whole here
 
 
@@ -67,6 +68,9 @@ class Listing:
         # the run is complete, and everything of it is listed, with what those two are to be
         whole = {f"{run}/{MANIFEST}", f"{run}/{SUMMARY}"} <= {one.path for one in files if one.sha256 is not None}
         self.complete = whole and answer.get("complete") is True
+        unread = answer.get("unread")  # path -> why the host could not read it; an older image names none
+        some = list(unread.items())[:MOST_UNREAD] if isinstance(unread, dict) else []
+        self.unread = {word(path) or "?": word(why) or "no reason given" for path, why in some}
         self.more = answer.get("more") is True  # another run of the campaign is to be listed
         self.done = answer.get("done") is True  # the whole job is
 

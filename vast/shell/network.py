@@ -25,7 +25,10 @@ def is_up(targets: Sequence[tuple[str, int]], timeout: Seconds = 5.0) -> bool:
 
     # Threads, because nothing limits how long a resolver takes; those that hang end with the process.
     for target in targets:
-        threading.Thread(target=connect, args=(target,), daemon=True).start()
+        try:
+            threading.Thread(target=connect, args=(target,), daemon=True).start()
+        except RuntimeError:  # a limit of processes, or no memory for its stack
+            answers.put(False)
     try:
         return any(answers.get(timeout=timeout) for _ in targets)
     except Empty:

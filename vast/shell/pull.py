@@ -18,7 +18,7 @@ from jobs.errors import DiskFull, UserError
 from jobs.runs import atomic
 from jobs.runs.atomic import sha256_of, sync_directory
 from vast.ports import Pulled
-from vast.shell.file_list import MANIFEST, SUMMARY, Listed, Listing
+from vast.shell.file_list import MANIFEST, MARK, SUMMARY, Listed, Listing
 from vast.shell.local_copy import Known, LocalCopy
 from vast.shell.transport import Reply
 
@@ -81,6 +81,7 @@ class _Pull:
             return replace(_no_room(copy, listing, f"{copy.runs_dir}: no space left on the disk"), bytes=came)
         if reply.kind != "ok":
             return Pulled(False, listing.run, copy.newest(), bytes=came, message=reply.reason)
+        self.problems |= {path: f"cannot be read on the host: {why}" for path, why in listing.unread.items()}
         good = [one for one in wanted if self._is_good(one, reply)]
         complete = self._install(good)
         if not self.problems:
@@ -165,7 +166,8 @@ class _Pull:
         for one in good:
             if one.path not in in_checkpoint and one.path not in last:
                 self._move(one)
-        if listing.checkpoint is not None and not any(path in self.problems for path in in_checkpoint):
+        wrong = any(path.startswith(f"{listing.checkpoint}/") for path in self.problems)
+        if listing.checkpoint is not None and not wrong:
             self._install_checkpoint(listing.checkpoint, good)
         if not listing.complete or self.problems:
             return False
@@ -216,6 +218,12 @@ class _Pull:
                 os.replace(self._staged(one), target)
             else:
                 shutil.copy2(copy.runs_dir / one.path, target)
+        named = atomic.read_json(ready / MARK).get("files")
+        if isinstance(named, dict) and (
+            lacking := sorted({*named} - {one.path.removeprefix(f"{name}/") for one in files})
+        ):
+            self.problems[f"{name}/{lacking[0]}"] = "the host does not list it"
+            return
         for directory in [ready, *(path for path in ready.rglob("*") if path.is_dir())]:
             sync_directory(directory)
         copy.replace_checkpoint(name, ready)

@@ -1,5 +1,6 @@
 """The life of a run's directory, when all goes well and when the user asks for the wrong one."""
 
+import errno
 import fcntl
 import json
 import os
@@ -355,3 +356,17 @@ def test_a_run_from_a_clock_that_was_ahead_is_not_the_newest_for_ever(tmp_path: 
             assert run.path.name == name and list_runs(tmp_path)[-1].path == run.path
     with RunDir.create(tmp_path, "stage2", now) as run:  # another stage has an order of its own
         assert run.path.name == "20261122-234501"
+
+
+def test_a_lock_is_held_where_its_holder_cannot_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk, where the dead-man's switch of a rented machine starts again."""
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        held = lock.hold(tmp_path / "lock")
+    with held:
+        assert lock.is_held(tmp_path / "lock")
+    assert not lock.is_held(tmp_path / "lock")

@@ -175,3 +175,16 @@ def test_the_market_on_this_network_is_asked_without_a_proxy(serve: Callable[...
     server = serve(answering(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"credit": 3}'))
     found = VastAI(Secret(KEY), ManualClock(), f"http://{server.address}").account()
     assert found is not None and found.credit == 3
+
+
+def test_a_thread_that_cannot_be_started_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a limit of processes: the supervisor asks again, and its machine is destroyed."""
+
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(OSError, match="no thread can be started"):
+        exchange(urllib.request.Request("http://127.0.0.1:1"), 1.0)
+    market = VastAI(Secret(KEY), ManualClock(), "http://127.0.0.1:1")
+    assert market.account() is None and "no thread can be started" in market.trouble

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
 import time
+from typing import Any
 
 import pytest
 
@@ -30,3 +33,21 @@ def test_what_others_go_on_writing_into_the_pipes_is_not_waited_for(monkeypatch:
     began = time.monotonic()
     ended = subprocess_run.run(["sh", "-c", "setsid yes & sleep 0.1"], timeout=60, env={"PATH": os.environ["PATH"]})
     assert ended.code == 0 and time.monotonic() - began < 20  # and `yes` ends with its pipe
+
+
+def test_a_program_whose_input_gets_no_thread_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", start)
+    began: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *words: Any, **options: Any) -> None:
+            super().__init__(*words, **options)
+            began.append(self)
+
+    monkeypatch.setattr("vast.host.subprocess_run.subprocess.Popen", Popen)
+    ended = subprocess_run.run(["sleep", "600"], timeout=60, env={"PATH": os.defpath}, stdin=b"x")
+    assert ended.code is None and ended.err == "sleep: cannot be started: no thread for its input"
+    assert [one.returncode for one in began] == [-signal.SIGKILL]

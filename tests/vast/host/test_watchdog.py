@@ -19,7 +19,7 @@ from tests.vast.fakes.host import until
 from tests.vast.fakes.rented import FOREVER, NONCE, WAITS, Rented
 from vast.host import jsonfiles, lease
 from vast.host.dead_man_switch import FIRST_PAUSE, Limits, Memory
-from vast.host.watchdog import TICK, watch
+from vast.host.watchdog import TICK, keep_config, watch
 from vast.host.watched_job import OwnInstance, WatchedMachine, delete, take_instance
 
 SILENT, GRACE = 100.0, 50.0  # seconds on the clock that a test moves; ticks are 5 s then
@@ -389,3 +389,17 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(options: dict[str, str], fact:
                           capture_output=True, text=True, timeout=30, check=False)  # fmt: skip
     assert done.returncode == 2 and done.stderr.startswith("error: ") and fact in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_restart_on_a_full_disk_watches_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The options are there already; other ones, as of another lease, are written into the file's own place."""
+    path, config = tmp_path / lease.CONFIG, {"nonce": "n", "hard": 3600.0}
+    keep_config(path, config)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(jsonfiles, "write", full)
+    keep_config(path, config)
+    keep_config(path, {**config, "hard": 60.0})
+    assert json.loads(path.read_text()) == {"nonce": "n", "hard": 60.0}

@@ -36,3 +36,12 @@ def test_a_resolver_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch
         assert time.monotonic() - began < 10
     finally:
         release.set()
+
+
+def test_a_thread_that_cannot_be_started_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    assert not network.is_up([("127.0.0.1", 1)])
+
+
+def no_thread(_: object) -> None:
+    raise RuntimeError("can't start new thread")

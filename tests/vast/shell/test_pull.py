@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from jobs.runs import atomic
 from jobs.runs.rundir import RunDir
 from tests.vast.fakes.directory_host import DIRECT, PROGRAM, RUN, DirectoryHost, DirectoryTransport
 from tests.vast.fakes.our_side import BOTH, CHECKPOINT, Ours
+from vast.host import snapshot
 from vast.ports import Pulled
 from vast.shell import local_copy
 from vast.shell.transport import Reply
@@ -327,3 +329,30 @@ def test_each_byte_that_came_is_counted_once(host: DirectoryHost, way: Directory
     assert abs(broken.bytes + whole.bytes - size) < 2_000
     host.write(f"{RUN}/train_log.jsonl", "x" * 100_010)
     assert ours.pull().bytes == 10
+
+
+@pytest.mark.parametrize("name", ["checkpoints/checkpoint-300/model.safetensors", "train_log.jsonl"])
+def test_what_the_host_cannot_read_is_named_and_the_rest_comes(
+    host: DirectoryHost, ours: Ours, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A disk that fails there, for a moment: the pull is not the last one, and no torn checkpoint takes the place of a whole one."""
+    host.train(100)
+    assert ours.pull().verified
+    host.save(300)
+    host.write(f"{RUN}/eval_log.jsonl", '{"step": 300}\n')
+    host.end(75)
+    real = snapshot.sha256_of
+
+    def sha256_of(path: Path) -> str:
+        if str(path).endswith(name):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "sha256_of", sha256_of)
+        pulled = ours.pull(everything=True)
+    assert not pulled.verified and f"{RUN}/{name}: cannot be read on the host: Input/output error" in pulled.message
+    assert pulled.checkpoint == f"{CHECKPOINT}{100 if 'checkpoint' in name else 300}"
+    assert (ours.run / "eval_log.jsonl").exists()
+    again = ours.pull(everything=True)
+    assert (again.verified, again.checkpoint) == (True, f"{CHECKPOINT}300")
