@@ -31,8 +31,8 @@ class Comparison:
     """`first` against `second` (the baseline) on the same items; differences are first minus second.
 
     `accuracy` and `nll` are means over `seeds`, the training seeds that both sides share, where there are several; `paired`,
-    `tests` and `p_holm`, their p-values adjusted over the tasks, are of `first` and `second` alone. `nll`: of the right answer,
-    nats a token, so that lower is better; None for runs without it.
+    `tests` and `p_holm`, their p-values adjusted over the tasks, are of `first` and `second` alone, the last of these seeds.
+    `nll`: of the right answer, nats a token, so that lower is better; None for runs without it.
     """
 
     group: str  # ablation, recovery, control, side effect, leaks or compare
@@ -154,15 +154,17 @@ def compare(
 ) -> Comparison:
     """The paired statistics of two evaluations.
 
-    seeds: {training seed: the two evaluations of that seed}. Of one seed alone these are compared, as while a campaign runs the
-        newest of both may be of different seeds.
+    seeds: {training seed: the two evaluations of that seed}. Tasks are compared in the last of them on both sides: the newest
+        runs of both may be of different seeds.
 
     Raises:
         DataError: they were scored on different items or in different formats.
     """
     pairs = list(seeds.values()) or [(first, second)]
+    if seeds:
+        first, second = seeds[max(seeds)]
     if len(pairs) == 1:
-        seeds, (first, second) = {}, pairs[0]
+        seeds = {}
     refuse_different_items([second, first, *(e for pair in pairs for e in pair)])
     tests = {task: mcnemar_exact(first.correct[task], second.correct[task]) for task in sorted(first.correct)}
     firsts, seconds = zip(*pairs, strict=True)
@@ -185,11 +187,14 @@ def _nll(firsts: Sequence[Evaluation], seconds: Sequence[Evaluation]) -> Differe
     return found if found.total.defined else None
 
 
-def macro_over_seeds(e: Evaluation, trainings: Trainings) -> Interval:
-    """Macro accuracy of a model with its interval: over items and seeds where it was trained with several, else its own."""
-    seeds = list(trainings.replicates(e).values())
+def macro_over_seeds(e: Evaluation, trainings: Trainings, shared: Sequence[int] = ()) -> Interval:
+    """Macro accuracy of a model with its interval: over items and seeds where it was trained with several, else its own.
+
+    shared: the seeds of a comparison: while a campaign runs, its sides may have different ones.
+    """
+    seeds = [one for seed, one in trainings.replicates(e).items() if not shared or seed in shared]
     if len(seeds) < 2:
-        return e.macro
+        return seeds[0].macro if seeds else e.macro
     nothing = {task: np.zeros(len(right)) for task, right in e.correct.items()}
     found = difference([s.correct for s in seeds], [nothing] * len(seeds), samples=RESAMPLES, seed=SEED).total
     return replace(found, lo=max(0.0, found.lo))

@@ -35,7 +35,8 @@ def answer_plot(study: Study) -> Plot | None:
         ("finetuned: both directions", study.evaluation(m, "prefix") if m else None),
         ("control: left to right", control.second if control else None),
     ]
-    named = [(name, e, macro_over_seeds(e, study.trainings)) for name, e in rows if e is not None]
+    shared = tuple(study.trainings.seeds_of(control.first, control.second)) if control else ()
+    named = [(name, e, macro_over_seeds(e, study.trainings, shared)) for name, e in rows if e is not None]
     title = "Accuracy, and how surely it is known"
     return _accuracies("answer", title, named, study.baseline) if len(named) > 1 else None
 

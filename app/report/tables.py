@@ -87,7 +87,7 @@ def overview(study: Study, comparisons: Sequence[Comparison], title: str) -> Tab
         cells = (c.title, names, *both_measures(c), ", ".join(differing) or "none", *([own] if own else []))
         rows.append(TableRow(cells, "leaks" if c.leaks else ""))
     columns = ("Question", "Evaluations", *BOTH_MEASURES, "Tasks that differ (Holm)")
-    over = " and over the seeds; tasks are compared in the newest seed alone" * any(c.seeds for c in comparisons)
+    over = " and over the seeds; tasks are compared in the last seed alone" * any(c.seeds for c in comparisons)
     note = f"Paired on the same items; intervals are a bootstrap over the items of each task{over}."
     note += " NLL is that of the right answer, so that less is better. Can show: the smallest true difference whose interval "
     note += "excludes zero four times in five."
@@ -150,7 +150,7 @@ def paired_by_task(c: Comparison) -> Table:
     macro = [number(c.first.macro.value), number(c.second.macro.value), with_interval(c.paired.difference, sign=True)]
     rows.append(TableRow(("Macro", *macro, "", "", "", _verdict(c, reading(c.paired.difference))), "total"))
     names = (f">{c.names[0]}", f">{c.names[1]}", ">Difference [95 %]", ">Right only in first : second")
-    title = f"{c.title}, the newest seed" if c.seeds else c.title
+    title = f"{c.title}, seed {max(c.seeds)} alone" if c.seeds else c.title
     return Table(title, ("Task", *names, ">McNemar p", ">Holm p", "Reading"), tuple(rows), folded=True)
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from app.report.comparisons import macro_over_seeds
+from app.report.format import number
 from app.report.joint_tables import OWN
-from app.report.plots import _round
+from app.report.plots import _round, answer_plot
 from app.report.render import Report, build_report, print_results
+from app.report.tables import paired_by_task
 from app.report.trainings import _changes
 from jobs.errors import DataError
 from tests.app.fakes.synthetic_runs import MODELS, write_campaign, write_cells, write_run
@@ -263,3 +266,52 @@ def test_settings_that_only_the_other_recipe_has_stand_in_its_order() -> None:
         {"stage": {"train": {"learning_rate": 1e-4, "lora": lora}}},
     )
     assert _changes(full, adapted) == ", ".join(f"lora.{key}=None" for key in lora)
+
+
+def cell(runs_dir: Path, mask: str, seed: int, minute: int) -> None:
+    model = {"causal": "stage3a", "prefix": "stage3b"}[mask]
+    scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
+    job = {"recipe": "full", "train": {"mask": mask, "learning_rate": 1e-5}}
+    write_run(
+        runs_dir,
+        "cell",
+        minute=minute,
+        seed=seed,
+        suite=("reading", "context_first"),
+        scored=scored,
+        job=job,
+        items=200,
+    )
+
+
+@pytest.mark.parametrize("order", ["complete", "running"])
+def test_tasks_are_compared_in_one_seed_though_the_newest_runs_are_of_two(tmp_path: Path, order: str) -> None:
+    """Runs of several workers end in any order; and while a campaign runs, its sides have different seeds."""
+    base = [("base", "causal"), ("base", "prefix")]
+    write_run(tmp_path, "stage1", suite=("reading", "context_first"), scored=base, items=200)
+    cell(tmp_path, "causal", 0, 5)
+    cell(tmp_path, "causal", 1, 6)
+    for minute, seed in enumerate((1, 0) if order == "complete" else (0, 1, 2), 7):
+        cell(tmp_path, "prefix", seed, minute)
+    study = build_report(tmp_path).study
+    control = study.control
+    assert control is not None and control.seeds == (0, 1)
+    assert control.paired.difference.value == pytest.approx(control.accuracy.by_seed[1])
+    assert paired_by_task(control).title.endswith(", seed 1 alone")
+    for c in (c for c in study.comparisons if c.seeds):
+        assert c.paired.difference.value == pytest.approx(c.accuracy.by_seed[-1])
+    shared = [macro_over_seeds(e, study.trainings, (0, 1)).value for e in (control.first, control.second)]
+    assert shared[0] - shared[1] == pytest.approx(control.accuracy.total.value)
+    plot = answer_plot(study)
+    assert plot is not None and all(number(value) in plot.description for value in shared)
+
+
+def test_of_one_shared_seed_the_plot_has_that_one(tmp_path: Path) -> None:
+    write_run(tmp_path, "stage1", suite=("reading", "context_first"), scored=[("base", "causal")], items=200)
+    cell(tmp_path, "causal", 1, 5)
+    for minute, seed in enumerate((0, 1, 2), 6):
+        cell(tmp_path, "prefix", seed, minute)
+    study = build_report(tmp_path).study
+    assert study.control is not None
+    found = [macro_over_seeds(e, study.trainings, (1,)) for e in (study.control.first, study.control.second)]
+    assert found == [study.control.first.macro, study.control.second.macro]
