@@ -4,16 +4,17 @@ import fcntl
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO
 
 from jobs.errors import RunStateError
 
 
-def hold(path: Path) -> IO[str]:
+def hold(path: Path, *, unnamed: bool = False) -> IO[str]:
     """Take the lock `path` and write this process's id and host into it; close the file to let go.
 
+    unnamed: hold it also where a full disk has no room for these.
     Raises RunStateError, naming the holder, if another process has it. A forked child keeps it held until it ends too.
     """
     file = path.open("a+", encoding="utf-8")
@@ -24,7 +25,7 @@ def hold(path: Path) -> IO[str]:
                 holder = path.read_text(encoding="utf-8").strip() or "another process"
                 raise RunStateError(path.parent, f"is in use by {holder}", "wait for it, or stop it")
             fcntl.flock(file, fcntl.LOCK_UN)
-        with suppress(OSError):  # a full disk: the lock is held all the same, and only its holder has no name
+        with suppress(OSError) if unnamed else nullcontext():
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     except BaseException:

@@ -216,7 +216,7 @@ def _lead(job: Job, runs_dir: Path, ranks: Ranks, look: Callable[[], Found], now
                 headline = work(found.job.pinned, run, runs_dir, found.init_runs, stop=stop,
                                 resume=found.unfinished is not None, ranks=ranks, uploads=uploads)  # fmt: skip
         finished = now()
-        seconds = (finished - started).total_seconds()
+        seconds = run.seconds_before + (finished - started).total_seconds()
         with waiting("take the digests of the run's files"):
             run.complete({"started": started.isoformat(timespec="seconds"), "headline": headline,
                       "finished": finished.isoformat(timespec="seconds"),

@@ -44,6 +44,8 @@ class RunDir(RunFiles, AbstractContextManager["RunDir"]):
         super().__init__(path)
         self._lock = held
         self._logs: dict[str, atomic.JsonlLog] = {}
+        # Of earlier attempts, up to the last heartbeat of each; and when this one's first was, by the monotonic clock.
+        self.seconds_before, self._began = 0.0, -1.0
         # Called with each line of a log, the metrics and the estimate, after they are written: for trackers.
         self.on_write: Callable[[str, Mapping[str, Any]], None] = lambda name, value: None
 
@@ -96,6 +98,9 @@ class RunDir(RunFiles, AbstractContextManager["RunDir"]):
             if run.state() == "complete":  # asked under the lock: another process may just have completed it
                 raise RunStateError(path, "is complete", "start a new run with --force")
             atomic.remove_temporaries(path)
+            run.seconds_before = max(
+                0.0, atomic.finite(atomic.read_json_or_nothing(path / "heartbeat.json").get("seconds")) or 0.0
+            )
             if (path / "failed.json").exists():
                 run.append_jsonl("attempts.jsonl", atomic.read_json(path / "failed.json"))
                 (path / "failed.json").unlink()
@@ -147,6 +152,8 @@ class RunDir(RunFiles, AbstractContextManager["RunDir"]):
         cut: flushing it to a disk that is busy with a checkpoint of 41 GB would delay it by minutes.
         """
         now, monotonic = clock.time(), clock.monotonic()
+        if self._began < 0:
+            self._began = monotonic
         beat = {
             "step": step,
             "total": total,
@@ -158,6 +165,7 @@ class RunDir(RunFiles, AbstractContextManager["RunDir"]):
             "monotonic": monotonic,
             "progress_unix_time": now - since_progress,
             "progress_monotonic": monotonic - since_progress,
+            "seconds": round(self.seconds_before + monotonic - self._began, 1),  # of all attempts
         }
         self._write("heartbeat.json", atomic.encode(beat, null_for_nan=True) + "\n", durable=False)
 

@@ -90,7 +90,7 @@ def run(directory: Path, config: Mapping[str, Any], instance: OwnInstance | None
         directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
     try:
-        held = lock.hold(directory / lease.LOCK)
+        held = lock.hold(directory / lease.LOCK, unnamed=True)
     except RunStateError:
         if lease.nonce(directory) == config["nonce"]:
             return EXIT_OK

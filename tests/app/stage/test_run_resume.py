@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,22 @@ def test_resume_goes_on_in_the_same_directory(start: Start) -> None:
     assert seen == [(outcome.run.path, True)]
     assert not (outcome.run.path / "failed.json").exists()
     assert outcome.run.read_jsonl("attempts.jsonl") == [{"exit_code": 75, "message": "stopped by a signal; go on"}]
+
+
+def test_a_resumed_run_took_the_time_of_all_its_attempts(start: Start) -> None:
+    def work(job: Job, run: RunDir, *_: Any, resume: bool, **__: Any) -> dict[str, float]:
+        for monotonic in (100.0, 36100.0):
+            run.heartbeat(
+                1, 2, None, None, "score", clock=SimpleNamespace(time=lambda: 0.0, monotonic=lambda at=monotonic: at)
+            )
+        if not resume:
+            raise RunEnded("stopped by a signal", 75, "go on")
+        return {}
+
+    with pytest.raises(RunEnded):
+        start(work)
+    summary = start(work, resume=True).run.read_summary()  # this attempt takes none by the clock of these tests
+    assert (summary["seconds"], summary["hours"]) == (36000.0, 10.0)
 
 
 def test_resume_without_anything_to_resume_is_refused(start: Start, tmp_path: Path) -> None:

@@ -187,11 +187,37 @@ def test_the_heartbeat_carries_progress_and_both_clocks(run: RunDir) -> None:
         "monotonic": 12.25,
         "progress_unix_time": 1_795_390_000.5,
         "progress_monotonic": 12.25,
+        "seconds": 0.0,
     }
     run.heartbeat(3, 20, 1.0, None, "train", clock=FakeClock(), since_progress=10.0)
     again = artifacts.read_json(run.path / "heartbeat.json")
     assert (again["monotonic"], again["progress_monotonic"]) == (12.25, 2.25)
     assert (again["unix_time"], again["progress_unix_time"]) == (1_795_390_000.5, 1_795_389_990.5)
+
+
+@pytest.mark.parametrize("torn", ["{", '{"seconds": -5}', '{"seconds": NaN}', '{"seconds": "x"}', "{}"])
+def test_the_seconds_of_earlier_attempts_count(tmp_path: Path, torn: str) -> None:
+    """The monotonic clock begins anew with a machine, and a killed attempt counts up to its last heartbeat."""
+
+    class At(FakeClock):
+        def __init__(self, monotonic: float) -> None:
+            self.at = monotonic
+
+        def monotonic(self) -> float:
+            return self.at
+
+    with RunDir.create(tmp_path, "stage3b", NOW) as run:
+        assert run.seconds_before == 0.0
+        for at in (500.0, 36500.0):
+            run.heartbeat(1, 2, None, None, "train", clock=At(at))
+    for before in (36000.0, 36010.0):
+        with RunDir.reopen(run.path) as again:
+            assert again.seconds_before == before
+            for at in (3.0, 13.0):
+                again.heartbeat(1, 2, None, None, "train", clock=At(at))
+    (run.path / "heartbeat.json").write_text(torn)
+    with RunDir.reopen(run.path) as again:
+        assert again.seconds_before == 0.0
 
 
 def test_the_heartbeat_does_not_wait_for_a_disk_that_is_busy_with_a_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
@@ -366,7 +392,9 @@ def test_a_lock_is_held_where_its_holder_cannot_be_named(tmp_path: Path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        held = lock.hold(tmp_path / "lock")
+        with pytest.raises(OSError, match="No space left"):
+            lock.hold(tmp_path / "lock")
+        held = lock.hold(tmp_path / "lock", unnamed=True)
     with held:
         assert lock.is_held(tmp_path / "lock")
     assert not lock.is_held(tmp_path / "lock")
