@@ -216,7 +216,9 @@ def cost(parts: Sequence[Study]) -> Table:
     rows = []
     for part in spent_once(parts):
         spent = part.spent
-        steps = sorted({recipe.steps for study in part.settings for recipe in study.trainings.recipes})
+        steps = sorted(
+            {n for study in part.settings for recipe in study.trainings.recipes for n in recipe.steps_by_seed.values()}
+        )
         rows.append(TableRow((
             part.campaign, part.base_model, str(spent.runs), ", ".join(map(count, steps)) or DASH, duration(spent.seconds),
             number(spent.seconds / 3600, 2), f"${part.dollars:,.2f}" if part.dollars else DASH,

@@ -56,7 +56,10 @@ def _drawn(train: Mapping[str, Any]) -> str:
 
 def steps_of(recipe: Recipe) -> list[str]:
     """The step at which each seed's training had learnt its look-ups."""
-    return [count(at) if at is not None else f"not in {count(recipe.steps)}" for at in recipe.solved.values()]
+    return [
+        count(at) if at is not None else f"not in {count(recipe.steps_by_seed[seed])}"
+        for seed, at in recipe.solved.items()
+    ]
 
 
 def solved(study: Study) -> Table:

@@ -110,7 +110,7 @@ def recipes(study: Study) -> Table:
     """The recipes, best first, each against the control."""
     rows = []
     for rank, (recipe, c) in enumerate(study.ranked_recipes, start=1):
-        what = (recipe.changes or "as in this report", numbers(recipe.replicates), count(recipe.steps))
+        what = (recipe.changes or "as in this report", numbers(recipe.replicates), recipe.steps_in_words)
         rows.append(TableRow((str(rank), *what, *both_measures(c))))
     columns = (">Rank", "Settings that differ", ">Seeds", ">Steps", *BOTH_MEASURES)
     return Table("Recipes against the control, best first", columns, tuple(rows))
@@ -119,7 +119,7 @@ def recipes(study: Study) -> Table:
 def recovery(study: Study) -> Table:
     """What is drawn of the recovery: a row for each length of training and mask."""
     rows = [
-        TableRow((f"{r.trained_under}, read {mask_name(r.mask)}", count(r.steps), count(r.tokens), str(len(r.replicates)),
+        TableRow((f"{r.trained_under}, read {mask_name(r.mask)}", r.steps_in_words, count(r.tokens), str(len(r.replicates)),
                   number(r.accuracy), number(r.gold_nll)), "leaks" if r.mask in LEAKING else "")
         for r in sorted(study.recovery, key=lambda r: (r.trained_under == "causal", r.mask, r.steps))
     ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from app.report.format import count
 from app.report.runs import Evaluation, Run
 from jobs.config.job import affecting_results, flat
 from jobs.errors import DataError
@@ -28,10 +29,20 @@ class Recipe:
     changes: str
     trained_under: str
     mask: str
-    steps: int
-    tokens: int | None  # response tokens trained on
+    steps_by_seed: Mapping[int, int]  # with `auto_stop` each seed has its own
+    tokens: int | None  # response tokens trained on, the mean over seeds
     replicates: Replicates
     solved: Mapping[int, int | None]  # {seed: the step of the first evaluation at or below SOLVED; None: of none}
+
+    @property
+    def steps(self) -> int:
+        """The mean over seeds."""
+        return round(np.mean([*self.steps_by_seed.values()]))
+
+    @property
+    def steps_in_words(self) -> str:
+        """`600`, or `300 to 350` where seeds ended at different steps."""
+        return " to ".join(map(count, sorted({min(self.steps_by_seed.values()), max(self.steps_by_seed.values())})))
 
     @property
     def model(self) -> str:
@@ -80,11 +91,16 @@ def find_trainings(shown: Sequence[Run], complete: Sequence[RunDir], load: Calla
     recipes = []
     for (model, _, mask), replicates in found.items():
         run_id = str(next(iter(replicates.values())).model_run)
-        train = runs[run_id].read_metrics().get("train") or {}
+        each = {
+            seed: runs[str(e.model_run)].read_metrics().get("train") or {} for seed, e in sorted(replicates.items())
+        }
+        steps = {seed: int(train.get("steps", 0)) for seed, train in each.items()}
+        tokens = [train.get("response_tokens") for train in each.values()]
         changes = _changes(records[run_id], reference.get(model) or records[run_id])
         solved = {seed: _solved(runs[str(e.model_run)]) for seed, e in sorted(replicates.items())}
-        amount = int(train.get("steps", 0)), train.get("response_tokens")
-        recipes.append(Recipe(changes, str(train.get("mask")), mask, *amount, replicates, solved))
+        mean = None if None in tokens else round(np.mean([number for number in tokens if number is not None]))
+        trained_under = str(next(iter(each.values())).get("mask"))
+        recipes.append(Recipe(changes, trained_under, mask, steps, mean, replicates, solved))
     return Trainings(tuple(recipes))
 
 

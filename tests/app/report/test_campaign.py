@@ -15,6 +15,7 @@ from app.report.format import number
 from app.report.joint_tables import OWN
 from app.report.plots import _round, answer_plot
 from app.report.render import Report, build_report, print_results
+from app.report.run_tables import steps_of
 from app.report.tables import paired_by_task
 from app.report.trainings import _changes
 from jobs.errors import DataError
@@ -268,20 +269,12 @@ def test_settings_that_only_the_other_recipe_has_stand_in_its_order() -> None:
     assert _changes(full, adapted) == ", ".join(f"lora.{key}=None" for key in lora)
 
 
-def cell(runs_dir: Path, mask: str, seed: int, minute: int) -> None:
+def cell(runs_dir: Path, mask: str, seed: int, minute: int, steps: int = 60) -> None:
     model = {"causal": "stage3a", "prefix": "stage3b"}[mask]
     scored = list(dict.fromkeys([(model, mask), (model, "causal")]))
     job = {"recipe": "full", "train": {"mask": mask, "learning_rate": 1e-5}}
-    write_run(
-        runs_dir,
-        "cell",
-        minute=minute,
-        seed=seed,
-        suite=("reading", "context_first"),
-        scored=scored,
-        job=job,
-        items=200,
-    )
+    suite = ("reading", "context_first")
+    write_run(runs_dir, "cell", minute=minute, seed=seed, suite=suite, scored=scored, job=job, items=200, steps=steps)
 
 
 @pytest.mark.parametrize("order", ["complete", "running"])
@@ -315,3 +308,23 @@ def test_of_one_shared_seed_the_plot_has_that_one(tmp_path: Path) -> None:
     assert study.control is not None
     found = [macro_over_seeds(e, study.trainings, (1,)) for e in (study.control.first, study.control.second)]
     assert found == [study.control.first.macro, study.control.second.macro]
+
+
+def test_seeds_that_ended_at_different_steps_are_shown_as_a_range(tmp_path: Path) -> None:
+    """As `auto_stop` ends them; and each seed's look-ups were not learnt in its own number of steps."""
+    write_run(
+        tmp_path,
+        "stage1",
+        suite=("reading", "context_first"),
+        scored=[("base", "causal"), ("base", "prefix")],
+        items=200,
+    )
+    for minute, (mask, seed, steps) in enumerate(
+        [("causal", 0, 60), ("causal", 1, 60), ("prefix", 0, 60), ("prefix", 1, 300)], 5
+    ):
+        cell(tmp_path, mask, seed, minute, steps)
+    study = build_report(tmp_path).study
+    found = {r.trained_under: r for r in study.trainings.recipes if r.mask == r.trained_under}
+    assert (found["prefix"].steps_in_words, found["causal"].steps_in_words) == ("60 to 300", "60")
+    assert (found["prefix"].steps, found["prefix"].tokens, found["causal"].tokens) == (180, 27_000, 9_000)
+    assert steps_of(found["prefix"]) == ["not in 60", "not in 300"]
