@@ -25,12 +25,12 @@ class Secret:
 
     def hidden_in(self, text: str) -> str:
         """`text` with HIDDEN in place of this, and of half of it and more from its start: texts are cut."""
-        least, parts, at = max(LEAST_PART, (len(self.__value) + 1) // 2), list[str](), 0
-        while (begin := text.find(self.__value[:least], at)) >= 0:
+        whole = len(self.__value)
+        least, parts, at = max(LEAST_PART, (whole + 1) // 2), list[str](), 0
+        while whole and (begin := text.find(self.__value[:least], at)) >= 0:
             parts += [text[at:begin], HIDDEN]
-            at = begin + sum(
-                1 for _ in takewhile(lambda pair: eq(*pair), zip(text[begin:], self.__value, strict=False))
-            )
+            alike = map(eq, text[begin : begin + whole], self.__value)
+            at = begin + sum(1 for _ in takewhile(bool, alike))
         return "".join([*parts, text[at:]])
 
     def __repr__(self) -> str:

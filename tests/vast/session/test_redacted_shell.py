@@ -32,3 +32,4 @@ def test_half_of_a_secret_is_hidden_too_since_texts_are_cut(kept: int, shown: st
     assert Redactor(Secret(key))(f"a {key[:kept]}") == shown
     assert Redactor(Secret(key))(f"{key} and {key[:30]} and {key[:30]}x{key}") == "*** and *** and ***x***"
     assert Redactor(Secret("word"))("a word of wor") == "a *** of wor"
+    assert Secret("").hidden_in("a word") == "a word"
